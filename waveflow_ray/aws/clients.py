@@ -1,0 +1,55 @@
+"""boto3 clients, one of each per process."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+
+from waveflow_ray.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sqs import SQSClient
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 30  # below the visibility timeout, above the long poll of 20 s
+
+
+@lru_cache(maxsize=4)
+def s3_client(region: str, endpoint_url: str | None) -> S3Client:
+    """The S3 client of this process. Thread-safe."""
+    return boto3.client(
+        "s3", region_name=region, endpoint_url=endpoint_url, config=_config(retries=4)
+    )
+
+
+@lru_cache(maxsize=4)
+def sqs_client(region: str, endpoint_url: str | None) -> SQSClient:
+    """The SQS client of this process. Thread-safe."""
+    return boto3.client(
+        "sqs", region_name=region, endpoint_url=endpoint_url, config=_config(retries=3)
+    )
+
+
+def s3_of(settings: Settings) -> S3Client:
+    """The S3 client for these settings."""
+    return s3_client(settings.aws_region, settings.aws_endpoint_url)
+
+
+def sqs_of(settings: Settings) -> SQSClient:
+    """The SQS client for these settings."""
+    return sqs_client(settings.aws_region, settings.aws_endpoint_url)
+
+
+def _config(retries: int) -> Config:
+    return Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        max_pool_connections=32,
+        retries={"mode": "standard", "total_max_attempts": retries},
+        # Works for every endpoint: AWS, moto and emulators on an IP address.
+        s3={"addressing_style": "auto"},
+    )

@@ -1,0 +1,207 @@
+"""The job queue: receive, renew, release, delete, dead-letter. Plain blocking calls.
+
+A message's lease is its visibility timeout. The runtime calls these from threads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from waveflow_ray.aws.clients import sqs_of
+from waveflow_ray.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
+BATCH = 10
+MAX_VISIBILITY_S = 43_200
+LOST_CODES = frozenset(
+    {
+        "ReceiptHandleIsInvalid",
+        "MessageNotInflight",
+        "InvalidParameterValue",
+        "AWS.SimpleQueueService.MessageNotInflight",
+    }
+)
+
+
+class QueueError(Exception):
+    """The queue could not be reached, or refused. The text names the queue and the cause."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One received message.
+
+    Attributes:
+        sent_ms: when it was sent, milliseconds since 1970.
+        receives: how often it was received, this time included.
+    """
+
+    id: str
+    handle: str
+    body: str
+    sent_ms: int
+    receives: int
+
+
+@dataclass(frozen=True)
+class QueueFacts:
+    """What the queue says of itself; `max_receives` and `dlq_url` come from its redrive policy."""
+
+    visible: int
+    in_flight: int
+    delayed: int
+    max_receives: int | None
+    dlq_url: str | None
+
+
+class Queue:
+    """One SQS queue. Safe to use from several threads."""
+
+    def __init__(self, client: SQSClient, url: str, dlq_url: str | None = None) -> None:
+        self.client = client
+        self.url = url
+        self._dlq_url = dlq_url
+
+    def facts(self) -> QueueFacts:
+        """Depths and redrive policy."""
+        with _faults(self.url):
+            attributes = self.client.get_queue_attributes(
+                QueueUrl=self.url, AttributeNames=["All"]
+            )["Attributes"]
+        policy: dict[str, Any] = json.loads(attributes.get("RedrivePolicy") or "{}")
+        max_receives = policy.get("maxReceiveCount")
+        if self._dlq_url is None and policy.get("deadLetterTargetArn"):
+            name = str(policy["deadLetterTargetArn"]).rpartition(":")[2]
+            with _faults(name):
+                self._dlq_url = self.client.get_queue_url(QueueName=name)["QueueUrl"]
+        return QueueFacts(
+            visible=int(attributes.get("ApproximateNumberOfMessages", 0)),
+            in_flight=int(attributes.get("ApproximateNumberOfMessagesNotVisible", 0)),
+            delayed=int(attributes.get("ApproximateNumberOfMessagesDelayed", 0)),
+            max_receives=int(max_receives) if max_receives else None,
+            dlq_url=self._dlq_url,
+        )
+
+    def receive(self, wait_s: int, visibility_s: int, count: int = BATCH) -> list[Message]:
+        """Long-poll for up to `count` messages and lease each for `visibility_s`."""
+        with _faults(self.url):
+            response = self.client.receive_message(
+                QueueUrl=self.url,
+                MaxNumberOfMessages=min(count, BATCH),
+                WaitTimeSeconds=wait_s,
+                VisibilityTimeout=visibility_s,
+                MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+            )
+        return [
+            Message(
+                id=message["MessageId"],
+                handle=message["ReceiptHandle"],
+                body=message["Body"],
+                sent_ms=int(message.get("Attributes", {}).get("SentTimestamp", 0)),
+                receives=int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1)),
+            )
+            for message in response.get("Messages", [])
+        ]
+
+    def set_visibility(self, handles: Sequence[str], visibility_s: int) -> set[str]:
+        """Renew leases, or release them with 0. At most 10.
+
+        Returns:
+            The handles whose lease is lost: someone else may have the message.
+        """
+        with _faults(self.url):
+            response = self.client.change_message_visibility_batch(
+                QueueUrl=self.url,
+                Entries=[
+                    {
+                        "Id": str(index),
+                        "ReceiptHandle": handle,
+                        "VisibilityTimeout": min(visibility_s, MAX_VISIBILITY_S),
+                    }
+                    for index, handle in enumerate(handles)
+                ],
+            )
+        return {
+            handles[int(failure["Id"])]
+            for failure in response.get("Failed", [])
+            if failure.get("Code", "").rpartition("#")[2] in LOST_CODES
+        }
+
+    def delete(self, handles: Sequence[str]) -> set[str]:
+        """Delete messages, at most 10. Returns the handles that could not be deleted now."""
+        with _faults(self.url):
+            response = self.client.delete_message_batch(
+                QueueUrl=self.url,
+                Entries=[
+                    {"Id": str(index), "ReceiptHandle": handle}
+                    for index, handle in enumerate(handles)
+                ],
+            )
+        return {
+            handles[int(failure["Id"])]
+            for failure in response.get("Failed", [])
+            if not failure.get("SenderFault", False)
+        }
+
+    def send(self, body: str) -> str:
+        """Queue a message. Returns its MessageId."""
+        with _faults(self.url):
+            return self.client.send_message(QueueUrl=self.url, MessageBody=body)["MessageId"]
+
+    def bury(self, message: Message, code: str, reason: str, job_id: str) -> bool:
+        """Copy a message to the dead-letter queue with the reason. False if there is none."""
+        if self._dlq_url is None:
+            return False
+        texts = {
+            "code": code,
+            "reason": reason,
+            "job_id": job_id,
+            "message_id": message.id,
+            "attempts": str(message.receives),
+        }
+        with _faults(self._dlq_url):
+            self.client.send_message(
+                QueueUrl=self._dlq_url,
+                MessageBody=message.body,
+                MessageAttributes={
+                    name: {"DataType": "String", "StringValue": _attribute(text)}
+                    for name, text in texts.items()
+                },
+            )
+        return True
+
+
+def queue_of(settings: Settings) -> Queue:
+    """The queue that the settings name.
+
+    Raises:
+        QueueError: there is no queue of that name, or it cannot be reached.
+    """
+    client = sqs_of(settings)
+    url = settings.sqs_queue_url
+    if url is None:
+        with _faults(settings.sqs_queue_name or ""):
+            url = client.get_queue_url(QueueName=settings.sqs_queue_name or "")["QueueUrl"]
+    return Queue(client, url, settings.sqs_dlq_url)
+
+
+def _attribute(text: str) -> str:
+    """Text as SQS takes it in an attribute: some characters are not allowed, nor is none at all."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd]", "\ufffd", text)[:2000] or "-"
+
+
+@contextmanager
+def _faults(queue: str) -> Iterator[None]:
+    try:
+        yield
+    except (ClientError, BotoCoreError) as error:
+        raise QueueError(f"{queue}: {type(error).__name__}: {error}") from error

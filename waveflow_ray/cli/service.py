@@ -1,0 +1,199 @@
+"""Commands for the service: run, start, stop, status, health, cleanup."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from waveflow_ray.settings import Settings, load_settings
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def run(
+    num_cpus: Annotated[
+        int | None,
+        typer.Option(help="CPUs of the Ray that is started here; all of the machine by default."),
+    ] = None,
+) -> None:
+    """Run the service in the foreground.
+
+    Joins the Ray cluster named by RAY_ADDRESS, or starts Ray on this machine. Log lines go to
+    standard output. SIGTERM or Ctrl-C drains: running jobs finish within DRAIN_TIMEOUT_S, all
+    else goes back to the queue. A second signal ends at once.
+
+    Examples:
+
+      waveflow run
+
+      RAY_ADDRESS=auto LOG_FORMAT=json waveflow run
+    """
+    from waveflow_ray.runtime import app
+
+    settings = app.resolve(load_settings())
+    dashboard = app.connect(settings, may_start=True, num_cpus=num_cpus)
+    if dashboard:
+        typer.echo(f"Ray dashboard: {dashboard}", err=True)
+    ingress = app.start(settings, detached=False)
+    app.run_until_signal(ingress, settings, lambda line: print(line, flush=True))
+
+
+def start() -> None:
+    """Start the service on the running Ray cluster, and leave it running.
+
+    Examples:
+
+      ray start --head && waveflow start
+
+      RAY_ADDRESS=10.0.0.5:6379 waveflow start
+    """
+    from waveflow_ray.runtime import app
+
+    settings = app.resolve(load_settings())
+    dashboard = app.connect(settings, may_start=False)
+    app.start(settings, detached=True)
+    typer.echo("WaveFlow is running. `waveflow status` shows it, `waveflow stop` drains it.")
+    if dashboard:
+        typer.echo(f"Ray dashboard: {dashboard}")
+
+
+def stop(
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for running jobs; DRAIN_TIMEOUT_S by default.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Drain the service and end it.
+
+    Running jobs finish and are reported, all else goes back to the queue.
+
+    Example:
+
+      waveflow stop --timeout 120
+    """
+    from waveflow_ray.runtime import app
+
+    settings = load_settings()
+    app.connect(settings, may_start=False)
+    timeout_s = settings.drain_timeout_s if timeout is None else timeout
+    result = app.stop(app.find(), settings, timeout_s)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(
+            f"Stopped: {result['finished']} jobs finished, {result['given_back']} given back."
+        )
+
+
+def status(as_json: Json = False) -> None:
+    """Show jobs in flight by kind and stage, counts, queue depths and workers.
+
+    Examples:
+
+      waveflow status
+
+      watch -n 2 waveflow status
+
+      waveflow status --json | jq .queue.visible
+    """
+    import ray
+
+    from waveflow_ray.runtime import app
+    from waveflow_ray.runtime.executor import cluster_nodes
+
+    settings = load_settings()
+    dashboard = app.connect(settings, may_start=False)
+    state: dict[str, Any] = ray.get(app.find().status.remote(), timeout=30)
+    state |= {"nodes": cluster_nodes(), "dashboard": dashboard}
+    if as_json:
+        typer.echo(json.dumps(state, indent=2))
+    else:
+        _print_status(state)
+
+
+def _print_status(state: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from waveflow_ray.jobs.maintenance import node_summary
+
+    console = Console()
+    mood = "draining" if state["draining"] else "running"
+    if state["main_server_away"]:
+        mood += ", intake paused: the main server is away"
+    queue = state["queue"]
+    console.print(f"[bold]WaveFlow[/bold] is {mood}")
+    console.print(f"Queue: {queue['visible']} waiting, {queue['in_flight']} in flight")
+    console.print(f"Ray:   {node_summary(state['nodes'])}")
+    if state["dashboard"]:
+        console.print(f"       {state['dashboard']}")
+    stages = ("waiting", "running", "pausing", "reporting")
+    table = Table("kind", *stages, "succeeded", "failed")
+    for kind in ("hash", "duplicate", "analysis", "mix", "health", "cleanup", "rejected"):
+        held = state["in_flight"].get(kind, {})
+        counts = [state["done"].get(f"{kind}:{end}", 0) for end in ("SUCCESS", "FAILURE")]
+        if held or any(counts):
+            table.add_row(kind, *(str(held.get(stage, 0)) for stage in stages), *map(str, counts))
+    console.print(table)
+    more = {
+        "tried again": state["done"].get("retried", 0),
+        "dead letters": state["done"].get("dead_letters", 0),
+        "leases lost": sum(state["leases_lost"].values()),
+        "webhooks repeated": state["webhook_retries"],
+    }
+    console.print(", ".join(f"{name} {count}" for name, count in more.items()))
+
+
+def health(as_json: Json = False) -> None:
+    """Check S3, SQS, the main server and, if there is one, the Ray cluster.
+
+    Exit code 1 if something is wrong.
+
+    Example:
+
+      waveflow health --json
+    """
+    from waveflow_ray.jobs import maintenance
+
+    settings = load_settings()
+    report = maintenance.report(maintenance.health(settings, _nodes(settings)))
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        for check in report["checks"]:
+            mark = "ok  " if check["ok"] else "FAIL"
+            typer.echo(f"{mark} {check['name']:<8} {check['detail']} ({check['seconds']:.2f} s)")
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+def cleanup(as_json: Json = False) -> None:
+    """Remove old files from this machine's scratch folder now.
+
+    The running service does this by itself on every node.
+
+    Example:
+
+      waveflow cleanup
+    """
+    from waveflow_ray.jobs import maintenance
+
+    removed = maintenance.cleanup(load_settings())
+    if as_json:
+        typer.echo(json.dumps({"removed": removed}))
+    else:
+        typer.echo("\n".join([*removed, f"{len(removed)} files removed"]))
+
+
+def _nodes(settings: Settings) -> list[dict[str, Any]] | None:
+    """Ray's nodes, if a cluster is there to ask."""
+    from waveflow_ray.runtime import app
+    from waveflow_ray.runtime.executor import cluster_nodes
+
+    try:
+        app.connect(settings, may_start=False)
+    except app.ServiceError:
+        return [] if settings.ray_address else None
+    return cluster_nodes()

@@ -1,0 +1,112 @@
+"""What every job has at hand: settings, the bucket, a stopwatch by stage, scratch files."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from waveflow_ray.audio.scratch import open_scratch
+from waveflow_ray.aws.s3 import Bucket, bucket_of
+from waveflow_ray.outcomes import Usage
+from waveflow_ray.settings import Settings
+
+HARD_STOP_GRACE_S = 10.0
+
+
+class TimeUp(BaseException):
+    """The time limit of a job passed. Not an Exception, so that no library swallows it."""
+
+
+class Work:
+    """The means of one attempt at one job, and the record of what it used."""
+
+    def __init__(self, settings: Settings, bucket: Bucket | None = None) -> None:
+        self.settings = settings
+        self.bucket = bucket or bucket_of(settings)
+        self.seconds: dict[str, float] = {}
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.audio_s = 0.0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time spent inside is added to the stage: download, work or upload."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    @contextmanager
+    def scratch(self) -> Iterator[int]:
+        """A file descriptor of an anonymous file: gone with the process, however it ends."""
+        fd = open_scratch(self.settings.scratch_dir)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def usage(self) -> Usage:
+        """What the attempt used so far."""
+        return Usage(
+            seconds=self.seconds,
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+            audio_s=self.audio_s,
+            peak_memory_mb=peak_memory_mb(),
+            node=platform.node(),
+        )
+
+
+@contextmanager
+def time_limit(seconds: float, hard: bool = False) -> Iterator[None]:
+    """Raise `TimeUp` in the main thread after `seconds`.
+
+    Args:
+        seconds: of wall time.
+        hard: a decoder that hangs inside C never sees the exception; then, a little later, the
+            process ends itself, which costs this job alone. For worker processes only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    watchdog = threading.Timer(seconds + HARD_STOP_GRACE_S, os._exit, args=(124,))
+    watchdog.daemon = True
+    if hard:
+        watchdog.start()
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        watchdog.cancel()
+
+
+def reset_peak_memory() -> None:
+    """Make `peak_memory_mb` count from now on, where the kernel lets us (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """Highest resident memory of this process since `reset_peak_memory`, in MB."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)

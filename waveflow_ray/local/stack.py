@@ -1,0 +1,103 @@
+"""The whole platform on one machine: S3, SQS, a main server, Ray, the service."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from waveflow_ray.aws.sqs import Queue, queue_of
+from waveflow_ray.local.aws import LocalAws
+from waveflow_ray.local.server import MainServer
+from waveflow_ray.runtime import app
+from waveflow_ray.settings import Settings, load_settings
+
+LOCAL_POLL_S = 2
+"""Long polls are answered by one moto process here; short ones keep Ctrl-C quick."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What runs: settings that reach it, the queue, the server, the ingress, the dashboard."""
+
+    settings: Settings
+    queue: Queue
+    server: MainServer
+    ingress: Any
+    dashboard: str
+    env: dict[str, str]
+
+
+@contextmanager
+def local_stack(
+    *,
+    receiver_port: int = 0,
+    aws_port: int = 0,
+    webhook_url: str | None = None,
+    journal: Path | None = None,
+    num_cpus: int | None = None,
+    **overrides: Any,
+) -> Iterator[Stack]:
+    """Start everything; on leaving, end everything.
+
+    Args:
+        webhook_url: webhooks go there instead of to the built-in server.
+        overrides: settings, by field name.
+    """
+    with ExitStack() as cleanup:
+        aws = cleanup.enter_context(LocalAws(aws_port))
+        queue = Queue(_sqs(aws), aws.queue_url)
+        server = cleanup.enter_context(MainServer(queue.send, journal, receiver_port))
+        settings = load_settings(
+            _env_file=None,
+            aws_endpoint_url=aws.endpoint,
+            aws_region=aws.env["AWS_REGION"],
+            s3_bucket_name=aws.env["S3_BUCKET_NAME"],
+            sqs_queue_url=aws.queue_url,
+            webhook_url=webhook_url or server.url,
+            **({"poll_wait_s": LOCAL_POLL_S} | overrides),
+        )
+        cleanup.callback(ray.shutdown)
+        dashboard = app.connect(settings, may_start=True, num_cpus=num_cpus)
+        ingress = app.start(settings, detached=False)
+        env = aws.env | {"WEBHOOK_URL": settings.webhook_url}
+        yield Stack(settings, queue_of(settings), server, ingress, dashboard, env)
+
+
+def run_local(
+    receiver_port: int,
+    aws_port: int,
+    webhook_url: str | None,
+    journal: Path,
+    num_cpus: int | None,
+) -> None:
+    """`waveflow local`: print how to reach it, then log lines, until a signal."""
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    print("Starting S3, SQS, the main server and Ray …", flush=True)
+    with local_stack(
+        receiver_port=receiver_port,
+        aws_port=aws_port,
+        webhook_url=webhook_url,
+        journal=journal,
+        num_cpus=num_cpus,
+    ) as stack:
+        print("\nPoint a NestJS server, or this shell, at it:\n")
+        for name, value in stack.env.items():
+            print(f"export {name}={value}")
+        print(f"\nWebhooks are written to {journal}")
+        print(f"Ray dashboard: {stack.dashboard}")
+        print("Try: aws s3 cp drums.wav s3://$S3_BUCKET_NAME/songs/drums.wav")
+        print("     waveflow enqueue hash songs/drums.wav --stage-id my-stage")
+        print("Ctrl-C drains and ends it.\n", flush=True)
+        app.run_until_signal(stack.ingress, stack.settings, lambda line: print(line, flush=True))
+
+
+def _sqs(aws: LocalAws) -> Any:
+    from waveflow_ray.aws.clients import sqs_client
+
+    return sqs_client(aws.env["AWS_REGION"], os.environ.get("AWS_ENDPOINT_URL", aws.endpoint))

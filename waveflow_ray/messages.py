@@ -1,0 +1,346 @@
+"""Jobs as they arrive: every message shape in use, turned into one typed `Job`.
+
+`parse` never raises. A message that cannot be understood becomes a `RejectedJob` with the
+reason and with whatever ids it names, so that the failure can be reported.
+The wire format is documented in docs/messages.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+
+from waveflow_ray.errors import ErrorCode, JobError
+
+logger = logging.getLogger(__name__)
+
+MAX_S3_KEY_BYTES = 1024
+
+Id = Annotated[StrictStr, Field(min_length=1)] | StrictInt
+"""An id of the main server's. Never null or empty: the server would act on another record."""
+
+Key = Annotated[StrictStr, Field(min_length=1, max_length=MAX_S3_KEY_BYTES)]
+"""An object's key in the bucket."""
+
+Kind = Literal["hash", "duplicate", "analysis", "mix", "health", "cleanup", "rejected"]
+
+
+class Job(BaseModel):
+    """One unit of work. Fields carry the names they have on the wire.
+
+    `job_id` is the sender's id, or the SQS MessageId where there is none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: ClassVar[Kind]
+    task: ClassVar[str]
+
+    job_id: str | int
+
+    @property
+    def subject(self) -> str | None:
+        """What the webhooks of this job are about; one at a time goes out for each subject."""
+        return None
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        """The ids that a person would search the logs for."""
+        return {}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the task, the id and the fields: equal for the same job sent twice."""
+        content = [self.task, self.model_dump(mode="json")]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class StemJob(Job):
+    """What hash, duplicate and analysis jobs have in common."""
+
+    stemId: Id  # noqa: N815 - the wire's name
+    filepath: Key
+    userId: Any = None  # noqa: N815 - the wire's name
+    trackId: Any = None  # noqa: N815 - the wire's name
+
+    @property
+    def subject(self) -> str:
+        return f"stem:{self.stemId}"
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        return {"stemId": self.stemId, "filepath": self.filepath}
+
+
+class HashJob(StemJob):
+    """Tell the SHA-256 of an uploaded file."""
+
+    kind = "hash"
+    task = "app.tasks.generate_hash_and_webhook"
+
+    stageId: Any = None  # noqa: N815 - the wire's name
+    timestamp: Any = None
+    original_filename: Any = None
+
+
+class DuplicateJob(StemJob):
+    """Delete a file that the main server knows to be a copy."""
+
+    kind = "duplicate"
+    task = "app.tasks.process_duplicate_file"
+
+    audio_hash: StrictStr | None = None
+
+
+class AnalysisJob(StemJob):
+    """Compute the waveform of a stem."""
+
+    kind = "analysis"
+    task = "app.tasks.process_audio_analysis"
+
+    audio_hash: StrictStr | None = None
+    timestamp: Any = None
+    original_filename: Any = None
+    num_peaks: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    upstreamId: Any = None  # noqa: N815 - the wire's name
+
+
+class MixJob(Job):
+    """Mix the stems of a stage into one file."""
+
+    kind = "mix"
+    task = "app.tasks.mix_stems_and_upload"
+
+    stem_paths: Annotated[tuple[Key, ...], Field(min_length=1)]
+    stageId: Id | None = None  # noqa: N815 - the wire's name
+    upstreamId: Any = None  # noqa: N815 - the wire's name
+
+    @property
+    def subject(self) -> str | None:
+        return None if self.stageId is None else f"stage:{self.stageId}"
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        return {"stageId": self.stageId, "stems": len(self.stem_paths)}
+
+
+class HealthJob(Job):
+    """Look after everything the service depends on."""
+
+    kind = "health"
+    task = "health_check"
+
+
+class CleanupJob(Job):
+    """Sweep the scratch folders."""
+
+    kind = "cleanup"
+    task = "cleanup_temp_files"
+
+
+class RejectedJob(Job):
+    """A message that cannot be done, and why. `fields` is what could be read of it."""
+
+    kind = "rejected"
+    task = "rejected"
+
+    code: ErrorCode
+    reason: str
+    fields: dict[str, Any] = {}
+    about_mix: bool = False
+
+    @property
+    def stem_id(self) -> str | int | None:
+        """The stem that the failure can be reported about."""
+        return None if self.about_mix else _usable_id(self.fields.get("stemId"))
+
+    @property
+    def stage_id(self) -> str | int | None:
+        """The stage that the failure can be reported about."""
+        return _usable_id(self.fields.get("stageId")) if self.about_mix else None
+
+    @property
+    def subject(self) -> str | None:
+        if self.stem_id is not None:
+            return f"stem:{self.stem_id}"
+        return None if self.stage_id is None else f"stage:{self.stage_id}"
+
+    @property
+    def ids(self) -> dict[str, Any]:
+        return {k: v for k, v in self.fields.items() if k in ("stemId", "stageId", "filepath")}
+
+    @property
+    def error(self) -> JobError:
+        """The reason as the error that is reported."""
+        return JobError(self.code, self.reason)
+
+
+POSITIONAL: dict[type[Job], tuple[str, ...]] = {
+    HashJob: (
+        "userId", "trackId", "stemId", "stageId", "filepath", "timestamp", "original_filename",
+    ),
+    DuplicateJob: ("userId", "trackId", "stemId", "filepath", "audio_hash"),
+    AnalysisJob: (
+        "userId", "trackId", "stemId", "filepath", "audio_hash", "timestamp",
+        "original_filename", "num_peaks", "upstreamId",
+    ),
+    MixJob: ("stageId", "upstreamId", "stem_paths"),
+    HealthJob: (),
+    CleanupJob: (),
+}  # fmt: skip
+"""The order of positional arguments, as the Celery tasks declared them."""
+
+TASKS: dict[str, type[Job]] = {job.task: job for job in POSITIONAL} | {
+    f"app.tasks.{job.task}": job for job in (HealthJob, CleanupJob)
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A message taken out of its wrapping: which task, by which id, with which arguments."""
+
+    task: str | None
+    job_id: str | int | None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    args: list[Any] = field(default_factory=list)
+
+
+def parse(body: str, message_id: str) -> Job:
+    """The job that an SQS message body asks for.
+
+    Args:
+        body: the message body: envelope, flat, bare or Celery shape, plain or base64.
+        message_id: the SQS MessageId, the job's id where the sender gave none.
+    """
+    try:
+        call = unwrap(body)
+    except ValueError as error:
+        return RejectedJob(
+            job_id=message_id,
+            code=ErrorCode.INVALID_MESSAGE,
+            reason=f"The message cannot be read: {error}.",
+        )
+    job_id = call.job_id if call.job_id not in (None, "") else message_id
+    model = HashJob if call.task is None else TASKS.get(call.task)
+    fields = _without_nulls(call.kwargs)
+    if model is None:
+        return RejectedJob(
+            job_id=job_id,
+            code=ErrorCode.UNKNOWN_TASK,
+            reason=f"There is no task named {call.task!r}.",
+            fields=fields,
+            about_mix="stem_paths" in fields,
+        )
+    fields = _without_nulls(dict(zip(POSITIONAL[model], call.args, strict=False))) | fields
+    unknown = fields.keys() - model.model_fields.keys()
+    if unknown:
+        logger.debug("fields of job %s that mean nothing here: %s", job_id, sorted(unknown))
+    try:
+        return model.model_validate(fields | {"job_id": job_id})
+    except ValidationError as error:
+        code, reason = _explain(model, fields, error)
+        return RejectedJob(
+            job_id=job_id, code=code, reason=reason, fields=fields, about_mix=model is MixJob
+        )
+
+
+def envelope(model: type[Job], job_id: str, **fields: Any) -> str:
+    """A message body in the envelope shape, as the main server writes it."""
+    message = {"task": model.task, "id": job_id, "args": [], "kwargs": fields}
+    return json.dumps(message, ensure_ascii=False)
+
+
+def unwrap(body: str) -> Call:
+    """Tell the message shapes apart.
+
+    Raises:
+        ValueError: not JSON, or JSON of no known shape; the text says what is wrong.
+    """
+    message = _json_object(body)
+    if isinstance(message.get("body"), str | list) and isinstance(message.get("headers"), dict):
+        return _unwrap_kombu(message)
+    task = message.get("task")
+    if task is not None and not isinstance(task, str):
+        raise ValueError("'task' is not text")
+    kwargs = message.get("kwargs")
+    args = message.get("args")
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise ValueError("'kwargs' is not an object")
+    if args is not None and not isinstance(args, list):
+        raise ValueError("'args' is not a list")
+    flat = {k: v for k, v in message.items() if k not in ("task", "id", "args", "kwargs")}
+    return Call(task, _job_id(message.get("id")), flat | (kwargs or {}), args or [])
+
+
+def _unwrap_kombu(message: dict[str, Any]) -> Call:
+    """Celery's task inside kombu's transport message, protocol 1 or 2."""
+    properties = message.get("properties") or {}
+    headers = message["headers"]
+    content_type = message.get("content-type", "application/json")
+    if content_type != "application/json":
+        raise ValueError(f"Celery content type {content_type!r} is not application/json")
+    content = message["body"]
+    if isinstance(content, str):
+        if isinstance(properties, dict) and properties.get("body_encoding") == "base64":
+            content = _from_base64(content)
+        content = json.loads(content)
+    if isinstance(content, list):  # protocol 2: [args, kwargs, embed], the rest in the headers
+        if len(content) < 2 or not isinstance(content[0], list) or not isinstance(content[1], dict):
+            raise ValueError("a Celery 2 body is not [args, kwargs, embed]")
+        if not isinstance(headers.get("task"), str):
+            raise ValueError("a Celery 2 message names no task in its headers")
+        return Call(headers["task"], _job_id(headers.get("id")), content[1], content[0])
+    if isinstance(content, dict):
+        return unwrap(json.dumps(content))
+    raise ValueError("a Celery body is neither an object nor a list")
+
+
+def _json_object(body: str) -> dict[str, Any]:
+    text = body.strip()
+    if not text.startswith("{"):
+        text = _from_base64(text)
+    try:
+        message = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(message, dict):
+        raise ValueError("not a JSON object")
+    return message
+
+
+def _from_base64(text: str) -> str:
+    try:
+        return base64.b64decode(text, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        raise ValueError("neither a JSON object nor base64 of one") from None
+
+
+def _job_id(value: Any) -> str | int | None:
+    return value if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _usable_id(value: Any) -> str | int | None:
+    return None if value == "" else _job_id(value)
+
+
+def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _explain(
+    model: type[Job], fields: dict[str, Any], error: ValidationError
+) -> tuple[ErrorCode, str]:
+    if model is MixJob and not fields.get("stem_paths"):
+        return ErrorCode.NO_STEMS, "There are no stems to mix: 'stem_paths' is missing or empty."
+    problems = "; ".join(
+        f"'{'.'.join(str(part) for part in item['loc'][:2])}': {item['msg']}"
+        for item in error.errors()[:3]
+    )
+    return ErrorCode.INVALID_MESSAGE, f"The message for {model.task} is not valid: {problems}."

@@ -1,0 +1,93 @@
+"""The service's actors, and how they are started."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import Any
+
+import ray
+
+from waveflow_ray.aws.sqs import queue_of
+from waveflow_ray.logs import LogTail, configure_logging
+from waveflow_ray.outcomes import Webhook
+from waveflow_ray.runtime.courier import Courier
+from waveflow_ray.runtime.executor import RayExecutor
+from waveflow_ray.runtime.ingress import Ingress
+from waveflow_ray.runtime.leases import Leases
+from waveflow_ray.runtime.placement import ACTOR, INGRESS, REPORTER
+from waveflow_ray.settings import Settings
+from waveflow_ray.webhooks import Answer, Poster, Verdict
+
+
+class ReporterActor:
+    """Posts webhooks. A subject is always at the same reporter."""
+
+    def __init__(self, settings: Settings) -> None:
+        configure_logging(settings.log_level, settings.log_format)
+        self._poster = Poster(settings.webhook_url, settings.webhook_timeout_s)
+
+    async def post(self, webhook: Webhook) -> Answer:
+        return await self._poster.post(webhook)
+
+
+class IngressActor:
+    """The ingress as an actor: begins to work when it is made, also after a restart."""
+
+    # Its arguments must be plain values: references could be gone when Ray restarts it.
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray awaits it
+        self._tail = LogTail()
+        configure_logging(settings.log_level, settings.log_format, tail=self._tail)
+        self._settings = settings
+        self._reporters = [ray.get_actor(name) for name in reporter_names(settings)]
+        queue = await asyncio.to_thread(queue_of, settings)
+        leases = Leases(queue, settings.visibility_timeout_s)
+        courier = Courier(self._post, settings)
+        self._ingress = Ingress(settings, leases, RayExecutor(settings), courier)
+        self._task = asyncio.get_running_loop().create_task(self._ingress.run())
+
+    async def ready(self) -> None:
+        """Returns when the first poll has begun."""
+        await self._ingress.ready.wait()
+
+    async def drain(self, timeout_s: float) -> dict[str, int]:
+        """See `Ingress.drain`."""
+        return await self._ingress.drain(timeout_s)
+
+    async def status(self) -> dict[str, Any]:
+        """See `Ingress.status`; with the queue's depths."""
+        facts = await asyncio.to_thread(self._ingress.leases.queue.facts)
+        queue = {"visible": facts.visible, "in_flight": facts.in_flight, "delayed": facts.delayed}
+        return self._ingress.status() | {"queue": queue}
+
+    async def log_lines(self, after: int) -> tuple[int, list[str]]:
+        """Log lines from number `after` on, and the number to ask for next."""
+        return self._tail.after(after)
+
+    async def _post(self, webhook: Webhook) -> Answer:
+        index = zlib.crc32(webhook.subject.encode()) % len(self._reporters)
+        try:
+            answer: Answer = await self._reporters[index].post.remote(webhook)
+        except ray.exceptions.RayError as error:  # the reporter died; Ray starts it again
+            return Answer(Verdict.FAULT, f"{type(error).__name__}: {error}")
+        return answer
+
+
+def start_actors(settings: Settings, *, detached: bool) -> Any:
+    """Start reporters and ingress on the connected cluster; returns the ingress's handle.
+
+    Args:
+        detached: the actors outlive this process (`waveflow start`).
+
+    Raises:
+        ValueError: the service runs on this cluster already.
+    """
+    options = {**ACTOR, "lifetime": "detached"} if detached else ACTOR
+    for name in reporter_names(settings):
+        ray.remote(**options)(ReporterActor).options(name=name).remote(settings)
+    return ray.remote(**options)(IngressActor).options(name=INGRESS).remote(settings)
+
+
+def reporter_names(settings: Settings) -> list[str]:
+    """The actors that post webhooks."""
+    return [f"{REPORTER}{index}" for index in range(settings.reporters)]

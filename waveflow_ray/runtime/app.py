@@ -1,0 +1,197 @@
+"""Wiring: connect to Ray, start the actors, run until told to stop, drain."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+
+from waveflow_ray.aws.s3 import bucket_of
+from waveflow_ray.aws.sqs import QueueError, queue_of
+from waveflow_ray.errors import ConfigurationError, JobError
+from waveflow_ray.runtime.actors import start_actors
+from waveflow_ray.runtime.placement import INGRESS, NAMESPACE, REPORTER
+from waveflow_ray.settings import Settings
+
+LOG_POLL_S = 0.2
+READY_TIMEOUT_S = 60.0
+POLL_MARGIN_S = 45.0
+"""A drain also waits for the last poll of the queue and for deletes."""
+
+Print = Callable[[str], None]
+
+
+class ServiceError(Exception):
+    """The service cannot start, or is not there; the text says why and what to do."""
+
+
+def resolve(settings: Settings) -> Settings:
+    """Check queue and bucket before anything starts; settings with the queue's URL filled in.
+
+    Raises:
+        ConfigurationError: they do not exist or cannot be reached; names the variable.
+    """
+    try:
+        queue = queue_of(settings)
+        queue.facts()
+    except QueueError as error:
+        name = "SQS_QUEUE_URL" if settings.sqs_queue_url else "SQS_QUEUE_NAME"
+        raise ConfigurationError(
+            f"{name}: the queue does not answer; check the name, AWS_REGION, AWS_ENDPOINT_URL and "
+            f"the credentials ({error})"
+        ) from error
+    try:
+        bucket_of(settings).reachable()
+    except JobError as error:
+        raise ConfigurationError(
+            f"S3_BUCKET_NAME={settings.s3_bucket_name}: the bucket does not answer; check the "
+            f"name, AWS_REGION, AWS_ENDPOINT_URL and the credentials ({error.detail})"
+        ) from error
+    return settings.model_copy(update={"sqs_queue_url": queue.url})
+
+
+def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None) -> str:
+    """Join the Ray cluster of RAY_ADDRESS, or the one on this machine, or start one here.
+
+    Args:
+        may_start: without RAY_ADDRESS, start Ray in this process instead of looking for it.
+        num_cpus: CPUs of a Ray that is started; all of the machine's by default.
+
+    Returns:
+        The dashboard's address, empty if there is none.
+
+    Raises:
+        ServiceError: there is no cluster to join.
+    """
+    common: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
+    try:
+        if settings.ray_address or not may_start:
+            context = ray.init(address=settings.ray_address or "auto", **common)
+        else:
+            os.environ.pop("RAY_ADDRESS", None)
+            context = ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                dashboard_port=settings.dashboard_port,
+                **common,
+            )
+    except ConnectionError as error:
+        raise ServiceError(
+            "There is no Ray cluster to join. Start one with `ray start --head`, name one in "
+            f"RAY_ADDRESS, or use `waveflow run`. ({error})"
+        ) from error
+    url = context.dashboard_url
+    return f"http://{url}" if url else ""
+
+
+def start(settings: Settings, *, detached: bool) -> Any:
+    """Start the actors and wait until the queue is being polled; returns the ingress.
+
+    Raises:
+        ServiceError: the service runs on this cluster already, or does not come up.
+    """
+    try:
+        ingress = start_actors(settings, detached=detached)
+        ray.get(ingress.ready.remote(), timeout=READY_TIMEOUT_S)
+    except ValueError as error:
+        raise ServiceError(
+            "WaveFlow runs on this Ray cluster already; see `waveflow status`, end it with "
+            "`waveflow stop`."
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise ServiceError(f"The service did not come up: {error}") from error
+    return ingress
+
+
+def find() -> Any:
+    """The running ingress.
+
+    Raises:
+        ServiceError: the service does not run on this cluster.
+    """
+    try:
+        return ray.get_actor(INGRESS, namespace=NAMESPACE)
+    except ValueError as error:
+        raise ServiceError(
+            "WaveFlow does not run on this Ray cluster. Start it with `waveflow start`."
+        ) from error
+
+
+def stop(ingress: Any, settings: Settings, timeout_s: float) -> dict[str, int]:
+    """Drain, then end the actors. Returns how many jobs finished and were given back."""
+    try:
+        result: dict[str, int] = ray.get(
+            ingress.drain.remote(timeout_s),
+            timeout=timeout_s + settings.poll_wait_s + POLL_MARGIN_S,
+        )
+    finally:
+        ray.kill(ingress)
+        for actor in ray.util.list_named_actors():
+            if actor.startswith(REPORTER):
+                ray.kill(ray.get_actor(actor, namespace=NAMESPACE))
+    return result
+
+
+def run_until_signal(ingress: Any, settings: Settings, print_line: Print) -> None:
+    """Print the service's log lines until SIGTERM or SIGINT; then drain. A second signal kills."""
+    number = 0
+    draining: Any = None
+    with _signals() as received:
+        while True:
+            if received and draining is None:
+                draining = ingress.drain.remote(settings.drain_timeout_s)
+            done = draining is not None and bool(ray.wait([draining], timeout=0)[0])
+            number = _print_new_lines(ingress, number, print_line)
+            if done:
+                _settle(draining, print_line)
+                return
+            time.sleep(LOG_POLL_S)
+
+
+def _settle(draining: Any, print_line: Print) -> None:
+    try:
+        ray.get(draining)
+    except ray.exceptions.RayError as error:
+        # The ingress died while draining; what it held comes back when its leases end.
+        print_line(f"drain was cut short: {error}")
+
+
+def _print_new_lines(ingress: Any, number: int, print_line: Print) -> int:
+    try:
+        number, lines = ray.get(ingress.log_lines.remote(number), timeout=10)
+    except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
+        return 0  # Ray is starting it again; its lines count from 0 then
+    for line in lines:
+        print_line(line)
+    return number
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT; the second one ends the process at once."""
+    received: list[int] = []
+
+    def take(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            os._exit(128 + number)
+
+    before = {s: signal.signal(s, take) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,126 @@
+"""Jobs as Ray tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from waveflow_ray.errors import ErrorCode, JobError
+from waveflow_ray.jobs import perform
+from waveflow_ray.logs import configure_logging
+from waveflow_ray.messages import AnalysisJob, CleanupJob, HealthJob, Job
+from waveflow_ray.outcomes import Outcome, failed, lost_worker
+from waveflow_ray.runtime.cells import render_on_ray
+from waveflow_ray.runtime.ingress import Slots
+from waveflow_ray.runtime.placement import (
+    CELLS_PER_MIX,
+    HEAVY,
+    HEAVY_CPUS,
+    HEAVY_QUEUED,
+    LIGHT,
+    LIGHT_CPUS,
+    LOST_WORKER,
+    TRIES,
+)
+from waveflow_ray.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def do_job(job: Job, settings: Settings, cpus: int, nodes: list[dict[str, Any]] | None) -> Outcome:
+    """One attempt at a job, in a worker process."""
+    configure_logging(settings.log_level, settings.log_format)
+    return perform(
+        job,
+        settings,
+        render=render_on_ray(settings),
+        parallelism=min(cpus, CELLS_PER_MIX),
+        nodes=nodes,
+        in_worker=True,
+    )
+
+
+light_task: Any = ray.remote(**LIGHT)(do_job)
+heavy_task: Any = ray.remote(**HEAVY)(do_job)
+
+
+class RayExecutor:
+    """Does jobs as Ray tasks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings_ref = ray.put(settings)
+        self._cpus = 1
+
+    async def run(self, job: Job) -> Outcome:
+        """One attempt; started again at once if the worker or its node died, but only once."""
+        task = heavy_task if isinstance(job, AnalysisJob) else light_task
+        nodes = await asyncio.to_thread(cluster_nodes) if isinstance(job, HealthJob) else None
+        name = f"{job.kind} {job.job_id}"
+        error: Exception = RuntimeError("not started")
+        for _ in range(TRIES):
+            ref = task.options(name=name).remote(job, self._settings_ref, self._cpus, nodes)
+            try:
+                outcome: Outcome = await ref
+                return outcome
+            except asyncio.CancelledError:
+                ray.cancel(ref, force=True)
+                raise
+            except ray.exceptions.RayError as lost:
+                error = lost
+                fields = {"job_id": job.job_id, "cause": type(lost).__name__}
+                logger.warning("a worker was lost", extra={"fields": fields})
+        if isinstance(error, LOST_WORKER):
+            return failed(job, lost_worker(job, TRIES))
+        cause = f"{type(error).__name__}: {str(error)[:500]}"
+        message = "Something went wrong on our side; please try again."
+        return failed(job, JobError(ErrorCode.INTERNAL_ERROR, message, cause))
+
+    async def clean(self) -> Outcome:
+        """Sweep the scratch folder of every node."""
+        removed: list[str] = []
+        nodes = await asyncio.to_thread(alive_nodes)
+        for node in nodes:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+            task = light_task.options(num_cpus=0, scheduling_strategy=here, name="cleanup")
+            job = CleanupJob(job_id="cleanup")
+            outcome: Outcome = await task.remote(job, self._settings_ref, 1, None)
+            host = node["NodeManagerHostname"]
+            removed += [f"{host}:{path}" for path in outcome.notes.get("removed", [])]
+        return Outcome("SUCCESS", None, notes={"removed": removed})
+
+    async def slots(self) -> Slots:
+        """Sized by the CPUs of the cluster."""
+        resources = await asyncio.to_thread(ray.cluster_resources)
+        cpus = resources.get("CPU", 0.0)
+        self._cpus = max(1, int(cpus))
+        return Slots(
+            light=max(2, int(cpus / LIGHT_CPUS)), heavy=int(cpus / HEAVY_CPUS) + HEAVY_QUEUED
+        )
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """Ray's entries of the nodes that are alive."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray has no type
+    return [node for node in nodes if node["Alive"]]
+
+
+def cluster_nodes() -> list[dict[str, Any]]:
+    """The living nodes: host, CPUs, memory, and how busy this one is."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = []
+    for node in alive_nodes():
+        entry = {
+            "host": node["NodeManagerHostname"],
+            "cpus": node["Resources"].get("CPU", 0.0),
+            "memory_gb": node["Resources"].get("memory", 0.0) / 2**30,
+        }
+        if node["NodeID"] == here:
+            entry["cpu_percent"] = psutil.cpu_percent(0.1)
+            entry["memory_percent"] = psutil.virtual_memory().percent
+        nodes.append(entry)
+    return nodes

@@ -1,0 +1,362 @@
+"""The way of a job: lease, parse, do, report, delete last. No Ray in here.
+
+Guarantees, whatever dies: a message is deleted only after its job's one outcome was delivered
+or kept in the dead-letter queue; until then SQS has it. What is held here can be lost at any
+time: SQS delivers it again, and every step is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from waveflow_ray.aws.sqs import BATCH, Message, QueueError, QueueFacts
+from waveflow_ray.errors import ErrorCode
+from waveflow_ray.messages import AnalysisJob, CleanupJob, Job, MixJob, RejectedJob, parse
+from waveflow_ray.outcomes import Outcome, failed
+from waveflow_ray.runtime.courier import Courier, Delivery
+from waveflow_ray.runtime.leases import Held, Leases
+from waveflow_ray.runtime.subjects import Line, Ticket
+from waveflow_ray.settings import Settings
+from waveflow_ray.webhooks import Verdict
+
+logger = logging.getLogger(__name__)
+
+POLLERS = 2
+LONGEST_RETRY_DELAY_S = 300
+LOOK_AGAIN_S = (1.0, 2.0, 4.0)
+"""A missing object may be an upload that is just ending; a person is waiting, so not longer."""
+TROUBLE_PAUSE_S = 2.0
+SLOTS_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many jobs the cluster can work on: light (hash, duplicate, …) and heavy ones."""
+
+    light: int
+    heavy: int
+
+
+class Executor(Protocol):
+    """Where jobs are done."""
+
+    async def run(self, job: Job) -> Outcome:
+        """Do one attempt. Never raises for what a job can cause; cancelling stops the work."""
+
+    async def clean(self) -> Outcome:
+        """Sweep the scratch folder of every node."""
+
+    async def slots(self) -> Slots:
+        """How much fits now."""
+
+
+class SlotPool:
+    """A semaphore whose size follows the cluster."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self.used = 0
+        self._changed = asyncio.Condition()
+
+    async def resize(self, size: int) -> None:
+        async with self._changed:
+            self.size = max(1, size)
+            self._changed.notify_all()
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.used < self.size)
+            self.used += 1
+        try:
+            yield
+        finally:
+            self.used -= 1
+            async with self._changed:
+                self._changed.notify(1)
+
+
+class Ingress:
+    """Leases jobs, has them done, has their outcomes delivered, deletes their messages."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        leases: Leases,
+        executor: Executor,
+        courier: Courier,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.settings = settings
+        self.leases = leases
+        self.executor = executor
+        self.courier = courier
+        self.counts: Counter[str] = Counter()
+        self.draining = False
+        self.ready = asyncio.Event()
+        self._sleep = sleep
+        self._line = Line()
+        self._light = SlotPool()
+        self._heavy = SlotPool()
+        self._max_receives: int | None = None
+        self._pollers: list[asyncio.Task[None]] = []
+        self._background: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Work until `drain` is called."""
+        facts = await self._first_facts()
+        self._max_receives = facts.max_receives
+        if facts.dlq_url is None:
+            logger.warning("the queue has no dead-letter queue: set a redrive policy")
+        elif facts.max_receives is not None and facts.max_receives <= self.settings.max_retries:
+            logger.warning(
+                "the redrive policy ends jobs before MAX_RETRIES does",
+                extra={"fields": {"max_receive_count": facts.max_receives}},
+            )
+        await self._resize()
+        self._background = [
+            asyncio.create_task(job)
+            for job in (
+                self.leases.renew_for_ever(),
+                self.leases.delete_for_ever(),
+                self._every(SLOTS_EVERY_S, self._resize),
+                self._every(self.settings.cleanup_interval_s, self._clean),
+            )
+        ]
+        self._pollers = [asyncio.create_task(self._poll()) for _ in range(POLLERS)]
+        logger.info("ready", extra={"fields": {"queue": self.leases.queue.url}})
+        self.ready.set()
+        await asyncio.gather(*self._pollers)
+
+    async def drain(self, timeout_s: float) -> dict[str, int]:
+        """Stop taking messages, let running jobs end, give the rest back. Returns counts.
+
+        Jobs that wait for a free worker go back at once; so does what the last poll brings.
+        """
+        self.draining = True
+        deadline = time.monotonic() + timeout_s
+        waiting = [h for h in self.leases.held.values() if h.stage in ("waiting", "pausing")]
+        logger.info(
+            "draining",
+            extra={"fields": {"held": len(self.leases.held), "given_back": len(waiting)}},
+        )
+        await self._stop(waiting)
+        polls = asyncio.gather(*self._pollers, return_exceptions=True)
+        running = [h.task for h in self.leases.held.values() if h.task is not None]
+        if running:
+            await asyncio.wait(running, timeout=max(0.0, deadline - time.monotonic()))
+        await polls
+        rest = list(self.leases.held.values())
+        await self._stop(rest)
+        await self.leases.deleted()
+        for task in self._background:
+            task.cancel()
+        result = {"finished": len(running) - len(rest), "given_back": len(waiting) + len(rest)}
+        logger.info("drained", extra={"fields": result})
+        return result
+
+    def status(self) -> dict[str, Any]:
+        """What is in hand by kind and stage, what was done, and whether intake is paused."""
+        held: dict[str, Counter[str]] = {}
+        for job in self.leases.held.values():
+            held.setdefault(job.job.kind, Counter())[job.stage] += 1
+        return {
+            "ready": self.ready.is_set(),
+            "draining": self.draining,
+            "main_server_away": not self.courier.breaker.closed.is_set(),
+            "in_flight": {kind: dict(stages) for kind, stages in held.items()},
+            "done": dict(self.counts),
+            "leases_lost": dict(self.leases.lost),
+            "webhook_retries": self.courier.retries,
+            "slots": {"light": self._light.size, "heavy": self._heavy.size},
+        }
+
+    async def _first_facts(self) -> QueueFacts:
+        while True:
+            try:
+                return await self.leases.call(self.leases.queue.facts)
+            except QueueError as error:
+                logger.error("the queue cannot be reached", extra={"fields": {"cause": str(error)}})
+                await asyncio.sleep(TROUBLE_PAUSE_S)
+
+    async def _poll(self) -> None:
+        while not self.draining:
+            room = self.settings.max_in_flight - len(self.leases.held)
+            if room <= 0 or not self.courier.breaker.closed.is_set():
+                await asyncio.sleep(0.05)
+                continue
+            try:
+                messages = await self.leases.receive(self.settings.poll_wait_s, min(room, BATCH))
+            except QueueError as error:
+                logger.warning("receive failed", extra={"fields": {"cause": str(error)}})
+                await asyncio.sleep(TROUBLE_PAUSE_S)
+                continue
+            if self.draining:
+                await self.leases.release_handles([message.handle for message in messages])
+                return
+            for message in messages:
+                self._begin(message)
+
+    def _begin(self, message: Message) -> None:
+        held = self.leases.take(message, parse(message.body, message.id))
+        if held is not None:
+            ticket = self._line.join(held.job.subject, (message.sent_ms, held.number))
+            held.task = asyncio.create_task(self._handle(held, ticket))
+
+    async def _handle(self, held: Held, ticket: Ticket) -> None:
+        try:
+            outcome = await self._do(held)
+            if self._tries_again(held, outcome):
+                await self._give_back(held, outcome)
+                return
+            await self._report(held, ticket, outcome)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logger.exception("job %s was given back", held.job.job_id)
+            await self.leases.release([held], self._retry_delay_s(held))
+        finally:
+            ticket.leave()
+
+    async def _do(self, held: Held) -> Outcome:
+        job = held.job
+        if isinstance(job, RejectedJob):
+            return failed(job, job.error)
+        pool = self._heavy if isinstance(job, AnalysisJob | MixJob) else self._light
+        for pause_s in (*LOOK_AGAIN_S, None):
+            held.stage = "waiting"
+            queued = time.monotonic()
+            async with pool.one():
+                held.stage = "running"
+                waited_s = time.monotonic() - queued
+                if isinstance(job, CleanupJob):
+                    outcome = await self.executor.clean()
+                else:
+                    outcome = await self.executor.run(job)
+            outcome.usage.seconds["queue"] = outcome.usage.seconds.get("queue", 0.0) + waited_s
+            missing = outcome.error and outcome.error.code is ErrorCode.OBJECT_NOT_FOUND
+            if not missing or pause_s is None:
+                break
+            held.stage = "pausing"
+            await self._sleep(pause_s)
+        return outcome
+
+    def _tries_again(self, held: Held, outcome: Outcome) -> bool:
+        if outcome.error is None or not outcome.error.retryable:
+            return False
+        last_permitted = self._max_receives is not None and held.receives >= self._max_receives
+        return held.receives <= self.settings.max_retries and not last_permitted
+
+    def _retry_delay_s(self, held: Held) -> int:
+        delay_s = self.settings.retry_delay * 2 ** min(held.receives - 1, 30)
+        return int(min(delay_s, LONGEST_RETRY_DELAY_S))
+
+    async def _give_back(self, held: Held, outcome: Outcome) -> None:
+        delay_s = self._retry_delay_s(held)
+        self.counts["retried"] += 1
+        self._log(held, outcome, None, "job will be tried again", {"again_in_s": delay_s})
+        await self.leases.release([held], delay_s)
+
+    async def _report(self, held: Held, ticket: Ticket, outcome: Outcome) -> None:
+        held.stage = "reporting"
+        delivery: Delivery | None = None
+        if outcome.webhook is not None:
+            started = time.monotonic()
+            async with ticket:
+                delivery = await self.courier.deliver(outcome.webhook)
+            outcome.usage.seconds["webhook"] = time.monotonic() - started
+        letter = self._dead_letter(held.job, outcome, delivery)
+        if letter is not None:
+            buried = await self.leases.call(
+                self.leases.queue.bury, held.message, *letter, str(held.job.job_id)
+            )
+            if not buried and not (delivery and delivery.delivered):
+                # Nowhere to keep it, and nobody knows of it: the queue has to keep it.
+                await self.leases.release([held], LONGEST_RETRY_DELAY_S)
+                self._log(held, outcome, delivery, "job not reported: no dead-letter queue")
+                return
+            self.counts["dead_letters"] += 1
+        self.leases.finish(held, remember_job=letter is None)
+        self.counts[f"{held.job.kind}:{outcome.status}"] += 1
+        self._log(held, outcome, delivery, "job")
+
+    def _dead_letter(
+        self, job: Job, outcome: Outcome, delivery: Delivery | None
+    ) -> tuple[str, str] | None:
+        """Code and reason, if the message is to be kept in the dead-letter queue."""
+        if delivery is not None and not delivery.delivered:
+            refused = delivery.answer.verdict is Verdict.REFUSED
+            code = "webhook_refused" if refused else "webhook_undelivered"
+            return code, delivery.answer.text
+        error = outcome.error
+        if error is not None and (error.retryable or isinstance(job, RejectedJob)):
+            return str(error.code), str(error)
+        return None
+
+    def _log(
+        self,
+        held: Held,
+        outcome: Outcome,
+        delivery: Delivery | None,
+        event: str,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        usage, error = outcome.usage, outcome.error
+        fields = {
+            "job_id": held.job.job_id,
+            "kind": held.job.kind,
+            **held.job.ids,
+            "outcome": outcome.status,
+            "code": error and str(error.code),
+            "error": error and error.message,
+            "detail": (error and error.detail) or None,
+            "attempt": held.receives,
+            "seconds": {stage: round(s, 3) for stage, s in usage.seconds.items()},
+            "bytes_in": usage.bytes_in or None,
+            "bytes_out": usage.bytes_out or None,
+            "audio_s": round(usage.audio_s, 3) or None,
+            "peak_memory_mb": usage.peak_memory_mb or None,
+            "node": usage.node or None,
+            "webhook": delivery and ("delivered" if delivery.delivered else delivery.answer.text),
+            "webhook_attempts": delivery and delivery.attempts,
+            **outcome.notes,
+            **(more or {}),
+        }
+        level = logging.INFO if error is None and event == "job" else logging.WARNING
+        logger.log(level, event, extra={"fields": fields})
+
+    async def _stop(self, jobs: list[Held]) -> None:
+        """Stop jobs and give their messages back."""
+        for held in jobs:
+            if held.task is not None:
+                held.task.cancel()
+        await self.leases.release(jobs)
+        await asyncio.gather(
+            *(held.task for held in jobs if held.task is not None), return_exceptions=True
+        )
+
+    async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await work()
+            except Exception:
+                logger.exception("%s failed", getattr(work, "__name__", "background work"))
+
+    async def _resize(self) -> None:
+        slots = await self.executor.slots()
+        await self._light.resize(slots.light)
+        await self._heavy.resize(slots.heavy)
+
+    async def _clean(self) -> None:
+        outcome = await self.executor.clean()
+        removed = outcome.notes.get("removed")
+        if removed:
+            logger.info("scratch files removed", extra={"fields": {"files": removed}})

@@ -1,0 +1,50 @@
+"""How tasks and actors are placed: all of Ray's options, in one place.
+
+| piece                        | placed                                                        |
+| ---------------------------- | ------------------------------------------------------------- |
+| Ingress, Reporter            | no CPU of their own, restarted for ever                       |
+| hash, duplicate, maintenance | light: a fifth of a CPU                                       |
+| analysis, a mix's cells      | heavy: four fifths of a CPU, so light jobs always find room   |
+| a mix's reduce               | light: it waits for its cells most of the time                |
+
+Ray retries nothing by itself (``max_retries=0``): retries go through SQS.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+NAMESPACE = "waveflow"
+INGRESS = "ingress"
+REPORTER = "reporter-"
+
+LIGHT_CPUS = 0.2
+HEAVY_CPUS = 0.8
+TASK: dict[str, Any] = {"max_retries": 0, "max_calls": 100}
+LIGHT = {**TASK, "num_cpus": LIGHT_CPUS, "memory": 150 * 2**20}
+HEAVY = {**TASK, "num_cpus": HEAVY_CPUS, "memory": 500 * 2**20}
+CELL: dict[str, Any] = {
+    "max_retries": 0,
+    "num_cpus": HEAVY_CPUS,
+    "memory": 500 * 2**20,
+    "num_returns": "streaming",
+    # A cell waits when the reduce falls behind, so the object store holds little of any mix.
+    "_generator_backpressure_num_objects": 4,
+}
+ACTOR: dict[str, Any] = {
+    "num_cpus": 0,
+    "max_restarts": -1,
+    "namespace": NAMESPACE,
+    # Every job in hand waits in a call of its own; the default would be 1000 of them.
+    "max_concurrency": 20_000,
+}
+
+CELLS_PER_MIX = 8
+HEAVY_QUEUED = 2
+"""Heavy tasks beyond what fits: no CPU waits for the ingress, and the autoscaler sees demand."""
+TRIES = 2
+"""A task whose worker or node died is started once more."""
+LOST_WORKER = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
+"""Ends of a worker process that the file at work may have caused."""

@@ -1,0 +1,190 @@
+"""The one place that reads the environment.
+
+`Settings` is frozen and travels with the jobs, so that every node of a cluster works by the
+same values. Names, units, defaults and meanings are listed in docs/operations.md; a test
+keeps the two in step.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, HttpUrl, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from waveflow_ray.errors import ConfigurationError
+
+DEFAULT_MIME_TYPES = ("audio/wav", "audio/flac", "audio/ogg", "audio/mpeg", "audio/aiff")
+
+
+class Settings(BaseSettings):
+    """What the service needs to know, from the environment and a ``.env`` file.
+
+    Field names are the environment variables in lower case. Times end in ``_s`` and are
+    seconds, sizes say their unit.
+    """
+
+    model_config = SettingsConfigDict(
+        env_file=".env", frozen=True, extra="ignore", env_ignore_empty=True
+    )
+
+    aws_region: str = Field("ap-northeast-2", description="Region of the bucket and the queue.")
+    aws_endpoint_url: str | None = Field(
+        None, description="Sends all AWS requests there instead of to AWS (moto, an emulator)."
+    )
+    s3_bucket_name: str = Field(
+        min_length=3, description="The bucket with the originals and the results."
+    )
+    sqs_queue_url: str | None = Field(None, description="The job queue.")
+    sqs_queue_name: str | None = Field(
+        None, description="Name of the job queue, where its URL is not given."
+    )
+    sqs_dlq_url: str | None = Field(
+        None, description="The dead-letter queue; by default the one in the redrive policy."
+    )
+    webhook_url: str = Field(
+        description="Base address of the main server; the three webhook paths are appended."
+    )
+    webhook_timeout_s: float = Field(
+        30.0, gt=0, le=300, description="Longest wait for the answer to one webhook."
+    )
+    webhook_give_up_s: float = Field(
+        600.0,
+        gt=0,
+        le=36_000,
+        description="A webhook that the server answers with an error for so long is kept in the "
+        "dead-letter queue. While the server cannot be reached at all, webhooks wait longer.",
+    )
+    webhook_pause_s: float = Field(
+        1.0, gt=0, le=300, description="First pause before a webhook is repeated; it doubles."
+    )
+    webhook_max_pause_s: float = Field(
+        15.0, gt=0, le=3600, description="Longest pause before a webhook is repeated."
+    )
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Least severe level that is logged."
+    )
+    log_format: str = Field(
+        "text",
+        description="`text` (one readable line), `json` (one object a line), or a format string "
+        "of Python's logging as the Celery worker took it.",
+    )
+
+    max_file_size_mb: int = Field(
+        100, ge=1, le=1_000_000, description="Largest file that is analysed or mixed, in MiB."
+    )
+    allowed_mime_types: Annotated[tuple[str, ...], NoDecode] = Field(
+        DEFAULT_MIME_TYPES,
+        description="Content types that are analysed and mixed, comma-separated or a JSON list; "
+        "aliases such as audio/x-flac count as the type they mean.",
+    )
+    default_waveform_peaks: int = Field(
+        4000, ge=1, le=100_000, description="Peaks of a waveform where the message names no number."
+    )
+    max_duration_s: float = Field(4 * 3600.0, gt=0, description="Longest audio that is decoded.")
+    job_timeout_s: float = Field(
+        900.0, gt=0, le=36_000, description="Longest time that one attempt at a job may run."
+    )
+
+    max_retries: int = Field(
+        3, ge=0, le=100, description="How often a job is tried again after a transient fault."
+    )
+    retry_delay: float = Field(
+        60.0,
+        ge=0,
+        le=900,
+        description="Base of the wait before another try: min(retry_delay·2ⁿ, 300) seconds.",
+    )
+    visibility_timeout_s: int = Field(
+        90,
+        ge=2,
+        le=43_200,
+        description="Lease of a message; it is renewed while the job lives, and is what a "
+        "crash of the ingress costs.",
+    )
+    poll_wait_s: int = Field(10, ge=0, le=20, description="Long poll of the queue.")
+    max_in_flight: int = Field(
+        400, ge=1, le=10_000, description="Most messages held at one time, waiting ones included."
+    )
+    drain_timeout_s: float = Field(
+        60.0, ge=0, le=3600, description="How long running jobs may finish after SIGTERM."
+    )
+    reporters: int = Field(2, ge=1, le=64, description="Actors that send webhooks.")
+
+    scratch_dir: Path = Field(
+        Path(tempfile.gettempdir()) / "waveflow",
+        description="Folder for audio at work; its files have no name, so a killed process "
+        "leaves none behind.",
+    )
+    cleanup_interval_s: float = Field(
+        600.0, gt=0, description="How often the scratch folders of all nodes are swept."
+    )
+    cleanup_age_s: float = Field(
+        1800.0, gt=0, description="Age from which a file in the scratch folder is removed."
+    )
+    ray_address: str | None = Field(
+        None, description="The Ray cluster to join; without it `waveflow run` starts Ray here."
+    )
+    dashboard_port: int = Field(
+        8265, ge=0, le=65535, description="Port of the Ray dashboard that `waveflow run` starts."
+    )
+
+    @field_validator("allowed_mime_types", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value.lstrip().startswith("["):
+                return TypeAdapter(tuple[str, ...]).validate_json(value)
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _http_address(cls, value: str) -> str:
+        TypeAdapter(HttpUrl).validate_python(value)
+        return value.rstrip("/")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _queue_is_named(self) -> Settings:
+        if not (self.sqs_queue_url or self.sqs_queue_name):
+            raise ValueError("SQS_QUEUE_URL: not set; give the queue's URL, or SQS_QUEUE_NAME")
+        return self
+
+    @property
+    def max_file_size_bytes(self) -> int:
+        """`max_file_size_mb` in bytes (1 MB is 2²⁰ bytes, as in the Celery worker)."""
+        return self.max_file_size_mb * 1024 * 1024
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, ``.env`` and `overrides`, the last one strongest.
+
+    Raises:
+        ConfigurationError: one line per wrong variable: its name, value and what is allowed.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ".".join(str(part) for part in item["loc"][:1]).upper()
+            if item["type"] == "missing":
+                lines.append(f"{name}: not set; {_meaning(name)}")
+            elif not name:
+                lines.append(item["msg"].removeprefix("Value error, "))
+            else:
+                lines.append(f"{name}={item['input']!s}: {item['msg']}; {_meaning(name)}")
+        raise ConfigurationError("\n".join(lines)) from None
+
+
+def _meaning(name: str) -> str:
+    field = Settings.model_fields.get(name.lower())
+    return field.description or "" if field else ""

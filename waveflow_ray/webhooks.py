@@ -1,0 +1,153 @@
+"""Webhooks out: post one, and judge what the main server answered. No retries here, no Ray.
+
+The rules come from how the production server behaves; docs/messages.md lists them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Self
+
+import aiohttp
+
+from waveflow_ray.outcomes import HASH_CHECK, Webhook
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+CONNECT_TIMEOUT_S = 5.0
+KEEPALIVE_S = 4.0  # the main server closes idle connections after 5 s; we are first
+ANSWER_BYTES = 2000
+REMEMBERED = 10_000
+
+
+class Verdict(Enum):
+    """What an answer means for the webhook."""
+
+    DELIVERED = "delivered"
+    AWAY = "away"  # the server is not there: wait for it, and send it nothing meanwhile
+    FAULT = "fault"  # the server is there and failed at this webhook: try again for a while
+    REFUSED = "refused"  # trying again cannot help
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The verdict, and what an engineer wants to read about it."""
+
+    verdict: Verdict
+    text: str
+    repeated: bool = False
+
+
+def judge(webhook: Webhook, status: int, body: bytes) -> Verdict:
+    """What the main server's answer means.
+
+    A 2xx whose JSON says ``"status": "error"`` means that the server's database is away and the
+    result is lost; except after a FAILURE, which /mixing-complete always answers so, and for
+    /hash-check, whose body is a verdict about the stem.
+    """
+    if 200 <= status < 300:
+        lost = webhook.path != HASH_CHECK and webhook.status == "SUCCESS" and _says_error(body)
+        return Verdict.FAULT if lost else Verdict.DELIVERED
+    if status in (408, 429, 502, 503, 504):
+        return Verdict.AWAY
+    if 400 <= status < 500:
+        return Verdict.REFUSED
+    return Verdict.FAULT
+
+
+def _says_error(body: bytes) -> bool:
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and answer.get("status") == "error"
+
+
+class Poster:
+    """Sends webhooks over kept connections, one at a time for each subject.
+
+    Remembers what was delivered and what was tried: the same event is never sent after it was
+    delivered, and is sent byte for byte as at first, also when the job was done again meanwhile.
+    """
+
+    def __init__(self, base_url: str, timeout_s: float) -> None:
+        self.base_url = base_url
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S)
+        self._session: aiohttp.ClientSession | None = None
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._delivered: OrderedDict[str, None] = OrderedDict()
+        self._tried: OrderedDict[str, bytes] = OrderedDict()
+
+    async def post(self, webhook: Webhook) -> Answer:
+        """Send a webhook once. Never raises for anything that the network or the server does."""
+        async with self._alone(webhook.subject):
+            if webhook.id in self._delivered:
+                return Answer(Verdict.DELIVERED, "delivered before", repeated=True)
+            body = self._tried.setdefault(webhook.id, webhook.body)
+            answer = await self._send(webhook, body)
+            if answer.verdict is Verdict.DELIVERED:
+                self._tried.pop(webhook.id, None)
+                self._delivered[webhook.id] = None
+            for memory in (self._delivered, self._tried):
+                while len(memory) > REMEMBERED:
+                    memory.popitem(last=False)
+            return answer
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _send(self, webhook: Webhook, body: bytes) -> Answer:
+        session = self._open_session()
+        url = self.base_url + webhook.path
+        headers = {"Content-Type": "application/json", "webhook-id": webhook.id}
+        for last in (False, True):
+            try:
+                async with session.post(
+                    url, data=body, headers=headers, allow_redirects=False
+                ) as response:
+                    answer = await response.content.read(ANSWER_BYTES)
+                    verdict = judge(webhook, response.status, answer)
+                    return Answer(verdict, f"{response.status} {answer.decode(errors='replace')}")
+            except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
+                # Most likely a kept connection that the server closed: no fault of the server's.
+                if last:
+                    return Answer(Verdict.AWAY, f"{type(error).__name__}: {error}")
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                return Answer(Verdict.AWAY, f"{type(error).__name__}: {error}")
+        raise AssertionError("unreachable")
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=KEEPALIVE_S),
+                timeout=self._timeout,
+                skip_auto_headers=("User-Agent",),
+                headers={"User-Agent": "waveflow-ray"},
+            )
+        return self._session
+
+    @asynccontextmanager
+    async def _alone(self, subject: str) -> AsyncIterator[None]:
+        lock, users = self._locks.get(subject, (asyncio.Lock(), 0))
+        self._locks[subject] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(subject)
+            if users > 1:
+                self._locks[subject] = (lock, users - 1)
