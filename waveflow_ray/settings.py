@@ -128,8 +128,12 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(
         None, description="The Ray cluster to join; without it `waveflow run` starts Ray here."
     )
-    dashboard_port: int = Field(
-        8265, ge=0, le=65535, description="Port of the Ray dashboard that `waveflow run` starts."
+    dashboard_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the Ray dashboard that `waveflow run` starts; by default 8265 or the "
+        "next free one.",
     )
 
     @field_validator("allowed_mime_types", mode="before")

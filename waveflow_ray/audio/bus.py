@@ -24,6 +24,8 @@ Window = NDArray[np.int32]
 HEADROOM = 8
 """Times full scale, in each stem. Float samples beyond are clipped; others never are."""
 WINDOW_S = 5
+BLOCK_FRAMES = 32 * 1024
+"""Smaller than when reading one file: as many stems as there are hold a block each."""
 INT16_BITS = 15
 MAX_STEMS = 1 << (28 - INT16_BITS)
 
@@ -162,7 +164,7 @@ def _naming(reader: AudioReader, pieces: Iterator[Window]) -> Iterator[Window]:
 def _on_grid(reader: AudioReader, fmt: MixFormat) -> Iterator[Window]:
     """Blocks of a stem as int32 on the grid, ``(n, 1)`` or ``(n, 2)``."""
     # Blocks of one size whatever the window: the resampler sees the same input always.
-    blocks = reader.blocks()
+    blocks = reader.blocks(BLOCK_FRAMES)
     if reader.sample_rate == fmt.sample_rate:
         for block in blocks:
             yield _quantised(_to_stereo(block, reader.container), fmt.bits)

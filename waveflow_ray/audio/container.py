@@ -31,16 +31,18 @@ class Survey:
         frames: how many there are, by count; None leaves it to the decoder.
         least_frames: fewer decoded frames than this mean that the file is damaged.
         cut: the file ends before its structure does.
-        start: where the decoder shall begin; 0 unless it would stumble over what is before.
-        patch: bytes to see at an offset instead of those there (an unfinished WAV header).
+        prefix, start: instead of the file itself the decoder is shown `prefix` and then the
+            file from byte `start` on, where it would stumble otherwise.
+        always_show: do so in any case, not only if the decoder counts too few frames.
     """
 
     kind: str | None
     frames: int | None = None
     least_frames: int = 0
     cut: bool = False
+    prefix: bytes = b""
     start: int = 0
-    patch: tuple[int, bytes] | None = None
+    always_show: bool = False
 
 
 def survey(fd: int) -> Survey:
@@ -83,9 +85,11 @@ def _survey_wav(fd: int, start: int, size: int, head: bytes) -> Survey:
             there = size - at - 8
             if length == 0xFFFFFFFF and long_size:
                 return Survey("audio/wav", cut=long_size > there)
-            if length == 0 and there > 0 and not head.startswith(b"RF64"):
-                real = struct.pack(f"{order}I", min(there, 0xFFFFFFFE))
-                return Survey("audio/wav", patch=(at + 4, real))
+            if length == 0 and there > 0 and at + 8 - start <= len(head):
+                # Nobody came back to fill in the size, not even the placeholder of a stream.
+                size_field = struct.pack(f"{order}I", min(there, 0xFFFFFFFE))
+                prefix = head[: at + 4 - start] + size_field
+                return Survey("audio/wav", prefix=prefix, start=at + 8, always_show=True)
             return Survey("audio/wav", cut=length > there and not _is_streamed(length))
         at += 8 + length + length % 2
     return Survey("audio/wav", cut=True)
@@ -146,14 +150,21 @@ def _survey_mpeg(fd: int, start: int, size: int) -> Survey:
     # Two MPEG frames of leeway: encoders disagree on whether the Xing frame counts, and the
     # decoder drops the encoder's delay and padding.
     leeway = 2 * found.samples + 2 * 1152
-    if found.promised_frames and found.frames <= found.promised_frames + leeway:
-        frames, begin = None, found.xing_start
-    else:
-        # Files joined end to end keep the Xing header of the first, where the decoder would
-        # stop: it does not get to see that one.
-        frames, begin = found.frames, found.start if found.promised_frames else found.xing_start
-    least = max(found.frames, found.promised_frames) - leeway
+    least = max(0, max(found.frames, found.promised_frames) - leeway)
     # libsndfile knows an MP3 by its first bytes, unless it is told a name that ends so.
+    is_hidden = found.xing_start != start
+    if found.promised_frames and found.frames <= found.promised_frames + leeway:
+        return Survey(
+            "audio/mpeg", None, least, found.cut, start=found.xing_start, always_show=is_hidden
+        )
+    # Without a Xing frame libsndfile estimates the length by the first frame and stops there;
+    # in files joined end to end, at the length of the first.
     return Survey(
-        "audio/mpeg", frames, max(least, 0), found.cut, start=begin if begin != start else 0
+        "audio/mpeg",
+        found.frames,
+        least,
+        found.cut,
+        prefix=found.counter,
+        start=found.start,
+        always_show=is_hidden or found.promised_frames > 0,
     )

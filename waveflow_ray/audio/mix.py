@@ -27,6 +27,7 @@ from waveflow_ray.audio.bus import (
 from waveflow_ray.audio.decode import BLOCK_FRAMES, open_audio
 from waveflow_ray.audio.peaks import FULL_SCALE_INT16, PeakMeter, normalise
 from waveflow_ray.audio.scratch import open_scratch
+from waveflow_ray.audio.sndfile import UnsyncedFile
 
 __all__ = [
     "MixBus",
@@ -65,14 +66,6 @@ class Mixdown:
     gain: float
     peak: float
     peaks: list[float]
-
-
-class _UnsyncedFile(soundfile.SoundFile):  # type: ignore[misc]
-    """A SoundFile that does not wait for the disk when closed: nothing here has to survive a
-    power cut, and on a cloud volume the wait is longer than the mix."""
-
-    def flush(self) -> None:
-        pass
 
 
 class MixBus:
@@ -144,7 +137,7 @@ class MixBus:
         highest = 0
         is_long = self._frames * fmt.channels * 2 > WAV_MAX_BYTES
         try:
-            with _UnsyncedFile(
+            with UnsyncedFile(
                 file,
                 "w",
                 fmt.sample_rate,

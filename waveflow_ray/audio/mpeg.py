@@ -8,6 +8,7 @@ small fraction of the cost of decoding.
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +16,7 @@ CHUNK_BYTES = 1 << 20
 SEARCH_BYTES = 1 << 16
 """How far behind garbage the next frame is looked for; as mpg123 does at the start."""
 
-MAX_GAPS = 100
+MAX_GAPS = 200
 """How often counting starts again behind garbage. A search takes up to 0.1 s."""
 
 _KBPS_V1 = {
@@ -58,6 +59,7 @@ class MpegSurvey:
         promised_frames: the same as the Xing, Info or VBRI header has it; 0 without one.
         samples: per channel in one MPEG frame.
         cut: the last MPEG frame is not all there.
+        counter: a Xing frame with the true number; empty for layers that have none.
     """
 
     start: int
@@ -66,6 +68,7 @@ class MpegSurvey:
     promised_frames: int
     samples: int
     cut: bool
+    counter: bytes
 
 
 @lru_cache(4096)
@@ -169,10 +172,10 @@ def survey_mpeg(fd: int, start: int, size: int) -> MpegSurvey | None:
             continue
         base, offset = base + offset, 0
         data = os.pread(fd, CHUNK_BYTES, base)
+        gaps += 1
         offset = skip_id3(data)
         if offset:
             continue  # the beginning of another file, joined to this one
-        gaps += 1
         if data.startswith(_TRAILERS) or not data.strip(b"\0"):
             break
         offset = find_frames(data, SEARCH_BYTES)
@@ -180,7 +183,8 @@ def survey_mpeg(fd: int, start: int, size: int) -> MpegSurvey | None:
             break
     samples = first.samples
     frames, promised_frames = count * samples, (promised or 0) * samples
-    return MpegSurvey(first_start, xing_start, frames, promised_frames, samples, cut)
+    counter = _xing_frame(kind, os.pread(fd, 4, first_start), count) if first.layer == 3 else b""
+    return MpegSurvey(first_start, xing_start, frames, promised_frames, samples, cut, counter)
 
 
 def _promised(frame: bytes, header: FrameHeader) -> int | None:
@@ -194,3 +198,15 @@ def _promised(frame: bytes, header: FrameHeader) -> int | None:
     if frame[36:40] == b"VBRI" and header.layer == 3:
         return int.from_bytes(frame[50:54], "big")
     return None
+
+
+def _xing_frame(kind: int, like: bytes, count: int) -> bytes:
+    """A silent frame that announces `count` others of the stream that `like` is the header of."""
+    channel_mode = like[3] & 0xC0
+    # No CRC, the ninth bit rate (128 or 80 kbit/s: long enough), no padding.
+    word = kind | 0x00010000 | 9 << 12 | channel_mode
+    header = _header(word & 0xFFFEFE00)
+    assert header is not None
+    side_bytes = {(True, False): 32, (False, True): 9}.get((header.mpeg1, channel_mode == 0xC0), 17)
+    frame = word.to_bytes(4, "big") + bytes(side_bytes) + b"Xing" + struct.pack(">II", 1, count)
+    return frame.ljust(header.length, b"\0")

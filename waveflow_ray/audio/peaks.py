@@ -79,7 +79,8 @@ class PeakMeter:
         if whole:
             start = (at + first) // size
             body = mono[first : first + whole * size].reshape(whole, size)
-            np.multiply(body.max(axis=1), scale, out=self._peaks[start : start + whole])
+            # In float64, as below; a float32 product would make it depend on the block size.
+            self._peaks[start : start + whole] = body.max(axis=1).astype(np.float64) * scale
         if rest:
             self._raise_to((self._at - 1) // size, mono[-rest:], scale)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,8 +62,9 @@ class Bucket:
 
         with _faults(key):
             response = self._open(key)
-            check_size(key, response["ContentLength"], max_bytes)
-            size = _drain(response, take)
+            with closing(response["Body"]):  # not read to its end if it is too large
+                check_size(key, response["ContentLength"], max_bytes)
+                size = _drain(response, take)
         return Download(digest.hexdigest(), size)
 
     def head_bytes(self, key: str, count: int) -> tuple[bytes, int]:

@@ -36,8 +36,8 @@ def run(
     dashboard = app.connect(settings, may_start=True, num_cpus=num_cpus)
     if dashboard:
         typer.echo(f"Ray dashboard: {dashboard}", err=True)
-    ingress = app.start(settings, detached=False)
-    app.run_until_signal(ingress, settings, lambda line: print(line, flush=True))
+    service = app.start(settings, detached=False)
+    app.run_until_signal(service, settings, lambda line: print(line, flush=True))
 
 
 def start() -> None:
@@ -105,7 +105,7 @@ def status(as_json: Json = False) -> None:
 
     settings = load_settings()
     dashboard = app.connect(settings, may_start=False)
-    state: dict[str, Any] = ray.get(app.find().status.remote(), timeout=30)
+    state: dict[str, Any] = ray.get(app.find().ingress.status.remote(), timeout=30)
     state |= {"nodes": cluster_nodes(), "dashboard": dashboard}
     if as_json:
         typer.echo(json.dumps(state, indent=2))

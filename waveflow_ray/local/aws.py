@@ -83,6 +83,11 @@ class LocalAws:
             self._process.wait()
         self._log.close()
 
+    def log_text(self) -> str:
+        """What the server logged: a line per request."""
+        size = os.fstat(self._log.fileno()).st_size
+        return os.pread(self._log.fileno(), size, 0).decode(errors="replace")
+
     def _wait(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -96,8 +101,7 @@ class LocalAws:
                 if self._process.poll() is not None:
                     break
                 time.sleep(0.05)
-        self._log.seek(0)
-        raise RuntimeError(f"moto's server did not start: {self._log.read().decode()[-2000:]}")
+        raise RuntimeError(f"moto's server did not start: {self.log_text()[-2000:]}")
 
     def _create(self) -> None:
         s3_client(REGION, self.endpoint).create_bucket(

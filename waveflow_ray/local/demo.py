@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -95,7 +96,7 @@ def run_demo(
             checks = verify(stack, song, mix, output)
             page = output / "index.html"
             write_page(page, page_report(song, mix, checks, output, elapsed_s, logs))
-            show(console, song, checks, logs)
+            show(console, song, mix, checks, logs)
             held = all(ok for _, ok in checks)
             console.print(
                 f"Service: {elapsed_s:.1f} s for {len(song.uploads)} files and the mix. "
@@ -106,9 +107,9 @@ def run_demo(
                 print(json.dumps(summary(song, mix, checks, page, elapsed_s)))
             if keep:
                 console.print(f"Still running. Ray dashboard: {stack.dashboard}. Ctrl-C ends it.")
-                app.run_until_signal(stack.ingress, stack.settings, lambda _line: None)
+                app.run_until_signal(stack.service, stack.settings, lambda _line: None)
             else:
-                app.stop(stack.ingress, stack.settings, stack.settings.drain_timeout_s)
+                app.stop(stack.service, stack.settings, stack.settings.drain_timeout_s)
     return held
 
 
@@ -143,7 +144,7 @@ class LogReader:
     """Collects the service's log lines: seconds by kind and stage for every stem and the mix."""
 
     def __init__(self, stack: Stack) -> None:
-        self._ingress = stack.ingress
+        self._ingress = stack.service.ingress
         self._next = 0
         self.seconds: dict[str, dict[str, float]] = defaultdict(dict)
         self.jobs = 0
@@ -331,23 +332,43 @@ def _track(song: Song, upload: Upload) -> TrackView:
     )
 
 
-def show(console: Console, song: Song, checks: list[tuple[str, bool]], logs: LogReader) -> None:
+def show(
+    console: Console,
+    song: Song,
+    mix: dict[str, Any],
+    checks: list[tuple[str, bool]],
+    logs: LogReader,
+) -> None:
     """The table by stem, and the expectations."""
     stages = ("queue", "download", "work", "upload", "webhook")
-    table = Table("stem", "hash", "outcome", "s", "waveform", *(f"{s} ms" for s in stages))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("stem", "hash", "outcome", "seconds", "waveform"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "seconds" else "left")
+    for stage in ("queue", "load", "work", "store", "hook"):
+        table.add_column(f"{stage}\nms", justify="right")
     for upload in song.uploads:
         view = _track(song, upload)
         table.add_row(
             upload.name,
             (view.sha256 or "")[:8],
-            upload.error.get("error_code") or view.outcome,
+            view.outcome,
             f"{view.duration_s:.1f}" if view.duration_s else "",
             _spark(upload.waveform.get("peaks", [])),
             *_milliseconds(upload.seconds, stages),
         )
-    table.add_section()
-    table.add_row("mix", "", "", "", "", *_milliseconds(logs.seconds[STAGE_ID], stages))
+    waveform = mix["waveform"]
+    table.add_row(
+        "mix",
+        "",
+        "mixed" if waveform else "failed",
+        f"{waveform['duration']:.1f}" if waveform else "",
+        _spark(waveform.get("peaks", [])),
+        *_milliseconds(logs.seconds[STAGE_ID], stages),
+    )
     console.print(table)
+    for upload in song.uploads:
+        if upload.error:
+            console.print(f"{upload.name}: {upload.error['error']}")
     for expectation, held in checks:
         console.print(f"[green]✓[/green] {expectation}" if held else f"[red]✗ {expectation}[/red]")
 
@@ -376,7 +397,7 @@ def _milliseconds(seconds: dict[str, float], stages: tuple[str, ...]) -> Iterato
         yield f"{sum(spent) * 1000:.0f}" if spent else ""
 
 
-def _spark(peaks: list[float], width: int = 16) -> str:
+def _spark(peaks: list[float], width: int = 12) -> str:
     step = len(peaks) / width
     columns = [peaks[int(i * step) : int((i + 1) * step)] for i in range(width)] if peaks else []
     return "".join(" ▁▂▃▄▅▆▇█"[round(max(column) * 8)] for column in columns)

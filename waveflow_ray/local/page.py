@@ -125,9 +125,10 @@ def _audio(view: TrackView, mono: bool) -> str | None:
 def _data(view: TrackView, audio: str | None) -> dict[str, object]:
     peaks = None
     if view.peaks is not None and len(view.peaks):
-        # A bar is a few dozen pixels high: one byte per peak shows all there is to see.
-        heights = np.nan_to_num(np.asarray(view.peaks, dtype=np.float64))
-        peaks = np.rint(np.clip(heights, 0, 1) * 255).astype(int).tolist()
+        heights = np.clip(np.nan_to_num(np.asarray(view.peaks, dtype=np.float64)), 0, 1)
+        # Each track fills its row: stems are recorded with headroom and would look alike. A bar is
+        # a few dozen pixels high, so one byte per peak shows all there is to see.
+        peaks = np.rint(heights / max(heights.max(), 1e-3) * 255).astype(int).tolist()
     return {"peaks": peaks, "audio": audio, "duration": view.duration_s or 0}
 
 
@@ -155,17 +156,17 @@ def _row(view: TrackView, number: int) -> str:
     name = escape(view.name)
     hue = (FIRST_HUE + (number - 1) * HUE_STEP) % 360 if number else MIX_HUE
     playable = view.audio is not None
-    duration = _clock(view.duration_s) if view.duration_s is not None else ""
-    about = " · ".join(part for part in (escape(view.encoding), duration) if part)
-    if duration:
-        about = about[: -len(duration)] + f'<span class="clock"></span>{duration}'
+    about = escape(view.encoding)
+    if view.duration_s is not None:
+        about += f' · <span class="clock"></span>{_clock(view.duration_s)}'
     wave = '<div class="wave empty"></div>'
     if playable:
         wave = (
-            f'<div class="wave" role="slider" tabindex="0" aria-label="Position in {name}"'
-            f' aria-valuemin="0" aria-valuenow="0" aria-valuemax="{view.duration_s or 0:.1f}"></div>'
+            f'<div class="wave" role="slider" tabindex="0" aria-label="Position in {name}" '
+            f'aria-valuemin="0" aria-valuenow="0" aria-valuemax="{view.duration_s or 0:.1f}">'
+            "</div>"
         )
-    elif view.peaks:
+    elif view.peaks is not None and len(view.peaks):
         wave = f'<div class="wave" role="img" aria-label="Waveform of {name}"></div>'
     badge = escape(BADGES.get(view.outcome, view.outcome))
     tone = view.outcome if view.outcome in BADGES else "failed"
@@ -177,13 +178,18 @@ def _row(view: TrackView, number: int) -> str:
             f'<code title="SHA-256: {escape(view.sha256)}">{escape(view.sha256[:12])}</code>'
         )
     if view.stages_s:
-        stages = " · ".join(f"{escape(s)} {1000 * t:.0f} ms" for s, t in view.stages_s.items())
+        # Numbers stay with their stage where a narrow screen breaks the line.
+        stages = " · ".join(
+            f"<span>{escape(stage)} {1000 * spent_s:.0f} ms</span>"
+            for stage, spent_s in view.stages_s.items()
+        )
         foot.append(f'<span class="stages">{stages}</span>')
     return (
         f'<article class="track{"" if number else " mix"}" data-name="{name}" style="--hue:{hue}">'
         f'<button class="play" type="button" aria-label="Play {name}"'
         f"{'' if playable else ' disabled'}>{PLAY_ICONS}</button>"
-        f'<div class="about"><div class="name">{name}</div><div class="encoding">{about}</div></div>'
+        f'<div class="about"><div class="name">{name}</div>'
+        f'<div class="encoding">{about}</div></div>'
         f'{wave}<div class="foot">{"".join(foot)}</div></article>'
     )
 

@@ -33,12 +33,12 @@ WRITE_BLOCK_FRAMES = 65536
 # patterns; other lengths stretch the same 32 bars. Then encoding, Hz, channels, peak in dBFS.
 PARTS = {
     #         intro verse build drop_____ break drop____outro
-    "drums": ("0000 vvvv bbbr cddd dddf 000r cddd df00", "WAV 24-bit", 44100, 2, -4),
-    "bass": ("0000 7777 7770 9999 9999 0000 9999 9950", "WAV 16-bit", 44100, 1, -10.5),
-    "arpeggio": ("3456 4444 5678 7777 7777 3456 8888 8864", "MP3", 44100, 2, -10.5),
-    "chords": ("0000 5666 7777 9999 9999 5555 9999 9950", "FLAC 16-bit", 44100, 2, -9),
+    "drums": ("0000 vvvv bbbr cddd dddf 000r cddd df00", "WAV 24-bit", 44100, 2, -4.5),
+    "bass": ("0000 7777 7770 9999 9999 0000 9999 9950", "WAV 16-bit", 44100, 1, -11),
+    "arpeggio": ("3456 4444 5678 7777 7777 3456 8888 8864", "MP3", 44100, 2, -11),
+    "chords": ("0000 5666 7777 9999 9999 5555 9999 9950", "FLAC 16-bit", 44100, 2, -10),
     "pad": ("6789 5555 6789 6666 6666 9999 6666 6699", "OGG Vorbis", 44100, 2, -11.5),
-    "lead": ("0000 0000 0000 8888 9999 0000 9999 9900", "WAV 16-bit", 48000, 2, -9.5),
+    "lead": ("0000 0000 0000 8888 9999 0000 9999 9900", "WAV 16-bit", 48000, 2, -10),
     "percussion": ("0003 5555 6678 8888 8888 0003 8888 8800", "WAV 16-bit", 44100, 2, -10),
     "choir": ("0000 0000 3456 7777 7777 8899 8888 8890", "WAV 16-bit", 44100, 2, -11.5),
 }
@@ -243,7 +243,7 @@ def make_song(folder: Path, seconds: float = 64.0, seed: int = 7) -> list[Stem]:
     """Write the stems of a song into ``folder``; the same seed gives the same samples.
 
     All stems last ``seconds`` (at least a bar, 2 s); each peaks between -12 and -1 dBFS, and
-    their sum stays below full scale.
+    the levels keep their plain sum just below full scale.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(2) as pool:  # numpy and the encoders release the GIL

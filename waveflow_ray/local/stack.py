@@ -15,6 +15,7 @@ from waveflow_ray.aws.sqs import Queue, queue_of
 from waveflow_ray.local.aws import LocalAws
 from waveflow_ray.local.server import MainServer
 from waveflow_ray.runtime import app
+from waveflow_ray.runtime.actors import Service
 from waveflow_ray.settings import Settings, load_settings
 
 LOCAL_POLL_S = 2
@@ -23,12 +24,12 @@ LOCAL_POLL_S = 2
 
 @dataclass(frozen=True)
 class Stack:
-    """What runs: settings that reach it, the queue, the server, the ingress, the dashboard."""
+    """What runs: settings that reach it, the queue, the server, the service, the dashboard."""
 
     settings: Settings
     queue: Queue
     server: MainServer
-    ingress: Any
+    service: Service
     dashboard: str
     env: dict[str, str]
 
@@ -64,9 +65,9 @@ def local_stack(
         )
         cleanup.callback(ray.shutdown)
         dashboard = app.connect(settings, may_start=True, num_cpus=num_cpus)
-        ingress = app.start(settings, detached=False)
+        service = app.start(settings, detached=False)
         env = aws.env | {"WEBHOOK_URL": settings.webhook_url}
-        yield Stack(settings, queue_of(settings), server, ingress, dashboard, env)
+        yield Stack(settings, queue_of(settings), server, service, dashboard, env)
 
 
 def run_local(
@@ -94,7 +95,7 @@ def run_local(
         print("Try: aws s3 cp drums.wav s3://$S3_BUCKET_NAME/songs/drums.wav")
         print("     waveflow enqueue hash songs/drums.wav --stage-id my-stage")
         print("Ctrl-C drains and ends it.\n", flush=True)
-        app.run_until_signal(stack.ingress, stack.settings, lambda line: print(line, flush=True))
+        app.run_until_signal(stack.service, stack.settings, lambda line: print(line, flush=True))
 
 
 def _sqs(aws: LocalAws) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -43,8 +44,12 @@ class IngressActor:
         queue = await asyncio.to_thread(queue_of, settings)
         leases = Leases(queue, settings.visibility_timeout_s)
         courier = Courier(self._post, settings)
-        self._ingress = Ingress(settings, leases, RayExecutor(settings), courier)
-        self._task = asyncio.get_running_loop().create_task(self._ingress.run())
+        executor = RayExecutor(settings)
+        self._ingress = Ingress(settings, leases, executor, courier)
+        self._tasks = [
+            asyncio.create_task(self._ingress.run()),
+            asyncio.create_task(executor.warm_up()),
+        ]
 
     async def ready(self) -> None:
         """Returns when the first poll has begun."""
@@ -73,8 +78,16 @@ class IngressActor:
         return answer
 
 
-def start_actors(settings: Settings, *, detached: bool) -> Any:
-    """Start reporters and ingress on the connected cluster; returns the ingress's handle.
+@dataclass(frozen=True)
+class Service:
+    """Handles of the running actors. Unless detached, an actor lives as long as its handle."""
+
+    ingress: Any
+    reporters: list[Any]
+
+
+def start_actors(settings: Settings, *, detached: bool) -> Service:
+    """Start reporters and ingress on the connected cluster.
 
     Args:
         detached: the actors outlive this process (`waveflow start`).
@@ -83,9 +96,24 @@ def start_actors(settings: Settings, *, detached: bool) -> Any:
         ValueError: the service runs on this cluster already.
     """
     options = {**ACTOR, "lifetime": "detached"} if detached else ACTOR
-    for name in reporter_names(settings):
+    reporters = [
         ray.remote(**options)(ReporterActor).options(name=name).remote(settings)
-    return ray.remote(**options)(IngressActor).options(name=INGRESS).remote(settings)
+        for name in reporter_names(settings)
+    ]
+    ingress = ray.remote(**options)(IngressActor).options(name=INGRESS).remote(settings)
+    return Service(ingress, reporters)
+
+
+def find_actors() -> Service:
+    """The actors of the service that runs on the connected cluster.
+
+    Raises:
+        ValueError: it does not run there.
+    """
+    reporters = [
+        ray.get_actor(name) for name in ray.util.list_named_actors() if name.startswith(REPORTER)
+    ]
+    return Service(ray.get_actor(INGRESS), reporters)
 
 
 def reporter_names(settings: Settings) -> list[str]:

@@ -17,8 +17,8 @@ import ray
 from waveflow_ray.aws.s3 import bucket_of
 from waveflow_ray.aws.sqs import QueueError, queue_of
 from waveflow_ray.errors import ConfigurationError, JobError
-from waveflow_ray.runtime.actors import start_actors
-from waveflow_ray.runtime.placement import INGRESS, NAMESPACE, REPORTER
+from waveflow_ray.runtime.actors import Service, find_actors, start_actors
+from waveflow_ray.runtime.placement import NAMESPACE
 from waveflow_ray.settings import Settings
 
 LOG_POLL_S = 0.2
@@ -97,15 +97,15 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
     return f"http://{url}" if url else ""
 
 
-def start(settings: Settings, *, detached: bool) -> Any:
-    """Start the actors and wait until the queue is being polled; returns the ingress.
+def start(settings: Settings, *, detached: bool) -> Service:
+    """Start the actors and wait until the queue is being polled.
 
     Raises:
         ServiceError: the service runs on this cluster already, or does not come up.
     """
     try:
-        ingress = start_actors(settings, detached=detached)
-        ray.get(ingress.ready.remote(), timeout=READY_TIMEOUT_S)
+        service = start_actors(settings, detached=detached)
+        ray.get(service.ingress.ready.remote(), timeout=READY_TIMEOUT_S)
     except ValueError as error:
         raise ServiceError(
             "WaveFlow runs on this Ray cluster already; see `waveflow status`, end it with "
@@ -113,48 +113,46 @@ def start(settings: Settings, *, detached: bool) -> Any:
         ) from error
     except ray.exceptions.RayError as error:
         raise ServiceError(f"The service did not come up: {error}") from error
-    return ingress
+    return service
 
 
-def find() -> Any:
-    """The running ingress.
+def find() -> Service:
+    """The running service.
 
     Raises:
-        ServiceError: the service does not run on this cluster.
+        ServiceError: it does not run on this cluster.
     """
     try:
-        return ray.get_actor(INGRESS, namespace=NAMESPACE)
+        return find_actors()
     except ValueError as error:
         raise ServiceError(
             "WaveFlow does not run on this Ray cluster. Start it with `waveflow start`."
         ) from error
 
 
-def stop(ingress: Any, settings: Settings, timeout_s: float) -> dict[str, int]:
+def stop(service: Service, settings: Settings, timeout_s: float) -> dict[str, int]:
     """Drain, then end the actors. Returns how many jobs finished and were given back."""
     try:
         result: dict[str, int] = ray.get(
-            ingress.drain.remote(timeout_s),
+            service.ingress.drain.remote(timeout_s),
             timeout=timeout_s + settings.poll_wait_s + POLL_MARGIN_S,
         )
     finally:
-        ray.kill(ingress)
-        for actor in ray.util.list_named_actors():
-            if actor.startswith(REPORTER):
-                ray.kill(ray.get_actor(actor, namespace=NAMESPACE))
+        for actor in (service.ingress, *service.reporters):
+            ray.kill(actor)
     return result
 
 
-def run_until_signal(ingress: Any, settings: Settings, print_line: Print) -> None:
+def run_until_signal(service: Service, settings: Settings, print_line: Print) -> None:
     """Print the service's log lines until SIGTERM or SIGINT; then drain. A second signal kills."""
     number = 0
     draining: Any = None
     with _signals() as received:
         while True:
             if received and draining is None:
-                draining = ingress.drain.remote(settings.drain_timeout_s)
+                draining = service.ingress.drain.remote(settings.drain_timeout_s)
             done = draining is not None and bool(ray.wait([draining], timeout=0)[0])
-            number = _print_new_lines(ingress, number, print_line)
+            number = _print_new_lines(service.ingress, number, print_line)
             if done:
                 _settle(draining, print_line)
                 return

@@ -11,42 +11,20 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from waveflow_ray.errors import ErrorCode, JobError
-from waveflow_ray.jobs import perform
-from waveflow_ray.logs import configure_logging
 from waveflow_ray.messages import AnalysisJob, CleanupJob, HealthJob, Job
 from waveflow_ray.outcomes import Outcome, failed, lost_worker
-from waveflow_ray.runtime.cells import render_on_ray
 from waveflow_ray.runtime.ingress import Slots
 from waveflow_ray.runtime.placement import (
-    CELLS_PER_MIX,
-    HEAVY,
     HEAVY_CPUS,
     HEAVY_QUEUED,
-    LIGHT,
-    LIGHT_CPUS,
+    LIGHT_PER_CPU,
     LOST_WORKER,
     TRIES,
 )
+from waveflow_ray.runtime.tasks import heavy_task, light_task, warm_up_task
 from waveflow_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-
-def do_job(job: Job, settings: Settings, cpus: int, nodes: list[dict[str, Any]] | None) -> Outcome:
-    """One attempt at a job, in a worker process."""
-    configure_logging(settings.log_level, settings.log_format)
-    return perform(
-        job,
-        settings,
-        render=render_on_ray(settings),
-        parallelism=min(cpus, CELLS_PER_MIX),
-        nodes=nodes,
-        in_worker=True,
-    )
-
-
-light_task: Any = ray.remote(**LIGHT)(do_job)
-heavy_task: Any = ray.remote(**HEAVY)(do_job)
 
 
 class RayExecutor:
@@ -80,6 +58,14 @@ class RayExecutor:
         message = "Something went wrong on our side; please try again."
         return failed(job, JobError(ErrorCode.INTERNAL_ERROR, message, cause))
 
+    async def warm_up(self) -> None:
+        """Start a worker for every CPU there is, so that the first jobs find them ready."""
+        resources = await asyncio.to_thread(ray.cluster_resources)
+        task = warm_up_task.options(name="warm up")
+        await asyncio.gather(
+            *(task.remote(self._settings_ref) for _ in range(int(resources.get("CPU", 0))))
+        )
+
     async def clean(self) -> Outcome:
         """Sweep the scratch folder of every node."""
         removed: list[str] = []
@@ -99,7 +85,7 @@ class RayExecutor:
         cpus = resources.get("CPU", 0.0)
         self._cpus = max(1, int(cpus))
         return Slots(
-            light=max(2, int(cpus / LIGHT_CPUS)), heavy=int(cpus / HEAVY_CPUS) + HEAVY_QUEUED
+            light=max(2, int(cpus * LIGHT_PER_CPU)), heavy=int(cpus / HEAVY_CPUS) + HEAVY_QUEUED
         )
 
 

@@ -42,6 +42,8 @@ ACTOR: dict[str, Any] = {
 }
 
 CELLS_PER_MIX = 8
+LIGHT_PER_CPU = 2
+"""Light jobs at a time: they mostly wait for S3, but each needs a process of its own."""
 HEAVY_QUEUED = 2
 """Heavy tasks beyond what fits: no CPU waits for the ingress, and the autoscaler sees demand."""
 TRIES = 2

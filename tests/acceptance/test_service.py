@@ -1,0 +1,322 @@
+"""The service as an operator runs it: a process, real Ray, S3 and SQS by moto, real webhooks."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import (
+    Received,
+    Receiver,
+    ServiceProcess,
+    World,
+    encoded,
+    music,
+    receiver,
+    service,
+    wait_until,
+)
+from waveflow_ray.messages import AnalysisJob, HashJob, MixJob, envelope
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
+
+
+def analysis(number: int, key: str) -> str:
+    """An analysis job of a stem that is named after the folder: tests share a bucket."""
+    stem_id = f"{key.partition('/')[0]}-{number}"
+    return envelope(AnalysisJob, f"analysis-{number}", stemId=stem_id, filepath=key)
+
+
+def each_once(folder: str, count: int) -> dict[str, int]:
+    """What `outcomes` should be."""
+    return {f"{folder}-{number}": 1 for number in range(count)}
+
+
+def celery(task: str, celery_id: str, args: list[Any]) -> dict[str, Any]:
+    """A Celery protocol 2 message as kombu's SQS transport writes it."""
+    body = base64.b64encode(json.dumps([args, {"num_peaks": 100}, {}]).encode()).decode()
+    return {
+        "body": body,
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": task, "id": celery_id},
+        "properties": {"body_encoding": "base64", "correlation_id": celery_id},
+    }
+
+
+def nothing_left(world: World, dead: int = 0) -> None:
+    """No message is anywhere but, where expected, in the dead-letter queue."""
+    wait_until(
+        lambda: world.left() == {"visible": 0, "in_flight": 0, "delayed": 0, "dead": dead},
+        30,
+        lambda: str(world.left()),
+    )
+
+
+def outcomes(main_server: Receiver) -> dict[str, int]:
+    """Accepted webhooks by stem."""
+    counts: dict[str, int] = {}
+    for got in main_server.accepted:
+        counts[got.payload["stemId"]] = counts.get(got.payload["stemId"], 0) + 1
+    return counts
+
+
+def test_every_message_shape_ends_in_the_webhooks_of_the_contract(
+    world: World, tmp_path: Path
+) -> None:
+    """Envelope, flat, bare and Celery messages, all tasks, faults too: field for field."""
+    wav = encoded(music(1.0))
+    world.bucket.put("up/a.wav", wav, "audio/wav")
+    world.bucket.put("up/copy.wav", wav, "audio/wav")
+    world.bucket.put("up/b.flac", encoded(music(2.0, 48000, 1, 3), 48000, format="FLAC"), "x")
+    world.bucket.put("up/not.wav", b"no sound at all " * 50, "audio/wav")
+    hashes = {"stemId": "s-flat", "filepath": "up/a.wav", "timestamp": 17, "userId": "u1"}
+    celery_2 = celery(AnalysisJob.task, "celery-1", ["u2", "t2", "s-celery", "up/b.flac"])
+    celery_2_base64 = celery(HashJob.task, "celery-2", [None, None, "s-b64", None, "up/b.flac"])
+    messages: list[Any] = [
+        {
+            "task": "app.tasks.generate_hash_and_webhook",
+            "id": "hash-s-env-1",
+            "args": [],
+            "kwargs": {
+                "stemId": "s-env",
+                "filepath": "up/a.wav",
+                "stageId": "st",
+                "trackId": None,
+                "timestamp": "t",
+                "original_filename": "Mein Lied.wav",
+                "unheard_of": 1,
+            },
+        },
+        {"task": "app.tasks.generate_hash_and_webhook", **hashes},
+        {"stemId": "s-bare", "filepath": "up/not.wav"},
+        celery_2,
+        {
+            "task": "app.tasks.process_duplicate_file",
+            "stemId": "s-dup",
+            "filepath": "up/copy.wav",
+            "audio_hash": hashlib.sha256(wav).hexdigest().upper(),
+        },
+        {"task": "app.tasks.process_audio_analysis", "stemId": "s-bad", "filepath": "up/not.wav"},
+        {
+            "task": "app.tasks.mix_stems_and_upload",
+            "id": "mixing-st-1",
+            "kwargs": {
+                "stageId": "st",
+                "upstreamId": "up-1",
+                "stem_paths": ["up/a.wav", "up/b.flac"],
+            },
+        },
+        {"task": "app.tasks.mix_stems_and_upload", "stem_paths": ["up/a.wav"]},
+        {"task": "health_check"},
+        {"task": "app.tasks.cleanup_temp_files"},
+        {"task": "app.tasks.unheard_of", "stemId": "s-unknown"},
+        {"task": "app.tasks.process_audio_analysis", "filepath": "up/a.wav"},
+    ]
+    with receiver() as main_server:
+        with service(world.env | {"WEBHOOK_URL": main_server.url + "/"}, tmp_path) as running:
+            for message in messages:
+                world.queue.send(json.dumps(message))
+            world.queue.send(base64.b64encode(json.dumps(celery_2_base64).encode()).decode())
+            main_server.wait_for(9)
+            nothing_left(world, dead=2)
+            assert running.stop() == 0, running.output()
+            assert len(running.events("job")) == 13
+        got = {(r.path, r.payload.get("stemId")): r.payload for r in main_server.accepted}
+
+    assert len(main_server.received) == 9
+    assert not main_server.overlaps()
+    for webhook in main_server.received:
+        assert webhook.headers["content-type"] == "application/json"
+        assert webhook.headers["webhook-id"].startswith("msg_")
+    assert got["/hash-check", "s-env"] == {
+        "stemId": "s-env",
+        "userId": None,
+        "trackId": None,
+        "stageId": "st",
+        "filepath": "up/a.wav",
+        "audio_hash": hashlib.sha256(wav).hexdigest(),
+        "timestamp": "t",
+        "original_filename": "Mein Lied.wav",
+        "status": "hash_generated",
+    }
+    assert got["/hash-check", "s-flat"]["timestamp"] == 17
+    assert got["/hash-check", "s-flat"]["original_filename"] == "a.wav"
+    assert got["/hash-check", "s-bare"]["status"] == "hash_generated"
+    analysed = got["/completion", "s-celery"]
+    assert analysed["status"] == "SUCCESS"
+    assert analysed["userId"] == "u2"
+    assert analysed["audio_wave_path"] == analysed["result"]["waveform_data_path"]
+    assert analysed["result"]["duration"] == pytest.approx(2.0)
+    assert analysed["result"]["num_peaks"] == 100
+    assert analysed["processing_time"] > 0
+    deleted = got["/completion", "s-dup"]
+    assert deleted["status"] == "SUCCESS"
+    assert {deleted[k] for k in ("result", "processing_time", "audio_wave_path")} == {None}
+    assert not world.bucket.exists("up/copy.wav")
+    failure = got["/completion", "s-bad"]
+    assert failure["status"] == "FAILURE"
+    assert failure["result"]["error_code"] == "unsupported_media_type"
+    assert failure["result"]["error"] == failure["result"]["error_message"]
+    assert failure["result"]["retryable"] is False
+    assert got["/completion", "s-unknown"]["result"]["error_code"] == "unknown_task"
+    mix = got["/mixing-complete", None]
+    assert mix["status"] == "SUCCESS"
+    assert (mix["stageId"], mix["upstreamId"], mix["task_id"]) == ("st", "up-1", "mixing-st-1")
+    assert mix["stem_count"] == 2
+    assert mix["stem_paths"] == ["up/a.wav", "up/b.flac"]
+    assert world.bucket.exists(mix["mixed_file_path"])
+    assert world.bucket.exists(mix["waveform_data_path"])
+    assert got["/hash-check", "s-b64"]["filepath"] == "up/b.flac"
+
+
+def test_a_drain_loses_nothing_and_leaves_nothing(world: World, tmp_path: Path) -> None:
+    """SIGTERM amid 50 analyses ends with exit 0; a new start does the rest, each once."""
+    world.bucket.put("drain/a.flac", encoded(music(120.0), format="FLAC"), "audio/flac")
+    with receiver() as main_server:
+        env = world.env | {"WEBHOOK_URL": main_server.url}
+        with service(env, tmp_path) as first:
+            for number in range(50):
+                world.queue.send(analysis(number, "drain/a.flac"))
+            main_server.wait_for(5)
+            started = time.monotonic()
+            assert first.stop() == 0, first.output()
+            assert time.monotonic() - started < 60
+        before = len(main_server.accepted)
+        assert before < 50, "the signal came too late to show anything"
+        facts = world.queue.facts()
+        assert facts.in_flight == 0
+        assert facts.visible == 50 - before
+        with service(env, tmp_path) as second:
+            main_server.wait_for(50, timeout_s=120)
+            nothing_left(world)
+            assert second.stop() == 0
+        assert outcomes(main_server) == each_once("drain", 50)
+        assert {r.payload["status"] for r in main_server.accepted} == {"SUCCESS"}
+        assert list(first.scratch.iterdir()) == []
+
+
+def test_a_second_signal_ends_at_once(world: World, tmp_path: Path) -> None:
+    """Whoever presses Ctrl-C twice does not want to wait; the jobs stay in the queue."""
+    with receiver(answer=lambda _r: (time.sleep(20), (201, {}))[1]) as main_server:
+        env = world.env | {"WEBHOOK_URL": main_server.url}
+        with service(env, tmp_path) as running:
+            world.bucket.put("second/a.wav", encoded(music(0.1)), "audio/wav")
+            world.queue.send(analysis(1, "second/a.wav"))
+            wait_until(lambda: bool(world.puts("waveforms/second-1_")), 30)
+            running.process.send_signal(signal.SIGINT)
+            wait_until(lambda: bool(running.events("draining")), 10)
+            running.process.send_signal(signal.SIGINT)
+            assert running.process.wait(10) == 130
+
+
+def test_a_killed_worker_costs_nothing(world: World, tmp_path: Path) -> None:
+    """kill -9 of the worker in mid-job: the job is started again, and reported once."""
+    world.bucket.put("kill/a.flac", encoded(music(180.0), format="FLAC"), "audio/flac")
+    with receiver() as main_server:
+        with service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running:
+            for number in range(8):
+                world.queue.send(analysis(number, "kill/a.flac"))
+            running.wait_for_worker("ray::analysis").kill()
+            main_server.wait_for(8)
+            nothing_left(world)
+            assert running.events("a worker was lost")
+            assert running.stop() == 0
+        assert outcomes(main_server) == each_once("kill", 8)
+        assert {r.payload["status"] for r in main_server.accepted} == {"SUCCESS"}
+
+
+def test_a_killed_ingress_costs_a_visibility_timeout(world: World, tmp_path: Path) -> None:
+    """kill -9 of the ingress in mid-job: Ray starts it again, SQS delivers again."""
+    world.bucket.put("ingress/a.flac", encoded(music(120.0), format="FLAC"), "audio/flac")
+    with receiver() as main_server:
+        with service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running:
+            for number in range(8):
+                world.queue.send(analysis(number, "ingress/a.flac"))
+            running.wait_for_worker("ray::analysis")
+            running.wait_for_worker("ray::IngressActor", 1).kill()
+            wait_until(lambda: outcomes(main_server).keys() == each_once("ingress", 8).keys(), 90, running.output)
+            nothing_left(world)
+            assert running.stop() == 0, running.output()
+        ids = [r.headers["webhook-id"] for r in main_server.accepted]
+        assert len(set(ids)) == 8
+        assert not main_server.overlaps()
+
+
+def test_outcomes_wait_while_the_main_server_is_away(world: World, tmp_path: Path) -> None:
+    """503 while 20 jobs end: every webhook arrives afterwards, once; nothing is done twice."""
+    back_at = time.monotonic() + 3600.0
+
+    def answer(_got: Received) -> tuple[int, dict[str, Any]]:
+        away = time.monotonic() < back_at
+        return (503, {"message": "away"}) if away else (201, {"status": "success"})
+
+    world.bucket.put("away/a.wav", encoded(music(1.0)), "audio/wav")
+    with receiver(answer=answer) as main_server:
+        with service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running:
+            for number in range(20):
+                world.queue.send(analysis(number, "away/a.wav"))
+            wait_until(lambda: len(main_server.received) >= 3, 60, running.output)
+            # Longer than a lease: they have to be renewed meanwhile.
+            back_at = time.monotonic() + 10.0
+            main_server.wait_for(20)
+            nothing_left(world)
+            assert running.stop() == 0
+        assert outcomes(main_server) == each_once("away", 20)
+        tried = {}
+        for got in main_server.received:
+            tried.setdefault(got.headers["webhook-id"], set()).add(got.body)
+        assert all(len(bodies) == 1 for bodies in tried.values())
+        assert not main_server.overlaps()
+    for number in range(20):
+        assert len(world.puts(f"waveforms/away-{number}_")) == 1, "computed twice"
+
+
+def test_twins_become_one_webhook(world: World, tmp_path: Path) -> None:
+    """Every message sent twice, half of them again while their twin is at work: one each."""
+
+    def slow(_got: Received) -> tuple[int, dict[str, Any]]:
+        time.sleep(0.3)
+        return 201, {"status": "success"}
+
+    world.bucket.put("twins/a.wav", encoded(music(1.0)), "audio/wav")
+    bodies = []
+    for number in range(10):
+        stem = {"stemId": f"twin-{number}", "filepath": "twins/a.wav"}
+        bodies.append(envelope(HashJob, f"hash-{number}", **stem))
+        bodies.append(envelope(AnalysisJob, f"analysis-{number}", **stem))
+    bodies.append(envelope(MixJob, "mix", stageId="twins", stem_paths=["twins/a.wav"]))
+    with receiver(answer=slow) as main_server:
+        with service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running:
+            for body in bodies * 2:
+                world.queue.send(body)
+            main_server.wait_for(2)
+            for body in bodies[::2]:
+                world.queue.send(body)
+            main_server.wait_for(len(bodies))
+            nothing_left(world)
+            world.queue.send(bodies[0])
+            nothing_left(world)
+            assert running.stop() == 0
+        ids = [got.headers["webhook-id"] for got in main_server.received]
+        assert len(ids) == len(set(ids)) == len(bodies)
+        assert not main_server.overlaps()
+
+
+def test_a_wrong_setting_ends_it_before_anything_starts(world: World, tmp_path: Path) -> None:
+    """The message names the variable, its value and what is allowed; exit code 2."""
+    env = world.env | {"WEBHOOK_URL": "http://127.0.0.1:9", "MAX_RETRIES": "many"}
+    running = ServiceProcess(env, tmp_path)
+    assert running.process.wait(30) == 2
+    assert "MAX_RETRIES=many" in running.output()
+    env = world.env | {"WEBHOOK_URL": "http://127.0.0.1:9", "S3_BUCKET_NAME": "nowhere"}
+    running = ServiceProcess(env, tmp_path)
+    assert running.process.wait(30) == 2
+    assert "S3_BUCKET_NAME=nowhere" in running.output()
