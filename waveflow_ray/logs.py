@@ -41,6 +41,14 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str, ensure_ascii=False)
 
 
+class FieldsFormatter(logging.Formatter):
+    """A format string of the operator's own, with the fields behind it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{k}={_plain(v)}" for k, v in _fields(record).items())
+        return f"{super().format(record)} {fields}".rstrip()
+
+
 class LogTail(logging.Handler):
     """Keeps the last lines in memory, numbered, for `waveflow run` to print.
 
@@ -53,7 +61,12 @@ class LogTail(logging.Handler):
         self._next = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append((self._next, self.format(record)))
+        try:
+            line = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        self._lines.append((self._next, line))
         self._next += 1
 
     def after(self, number: int) -> tuple[int, list[str]]:
@@ -77,7 +90,7 @@ def configure_logging(
     if log_format == "json":
         formatter = JsonFormatter()
     elif "%(" in log_format:
-        formatter = logging.Formatter(log_format)
+        formatter = FieldsFormatter(log_format)
     else:
         formatter = TextFormatter()
     handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]

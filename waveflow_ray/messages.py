@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -22,6 +23,8 @@ from waveflow_ray.errors import ErrorCode, JobError
 logger = logging.getLogger(__name__)
 
 MAX_S3_KEY_BYTES = 1024
+MAX_DEPTH = 20
+MAX_QUOTE = 100
 
 Id = Annotated[StrictStr, Field(min_length=1)] | StrictInt
 """An id of the main server's. Never null or empty: the server would act on another record."""
@@ -234,7 +237,7 @@ def parse(body: str, message_id: str) -> Job:
         return RejectedJob(
             job_id=job_id,
             code=ErrorCode.UNKNOWN_TASK,
-            reason=f"There is no task named {call.task!r}.",
+            reason=f"There is no task named {_quoted(call.task)}.",
             fields=fields,
             about_mix="stem_paths" in fields,
         )
@@ -263,7 +266,14 @@ def unwrap(body: str) -> Call:
     Raises:
         ValueError: not JSON, or JSON of no known shape; the text says what is wrong.
     """
-    message = _json_object(body)
+    text = body.strip()
+    message = _loads(text if text.startswith("{") else _from_base64(text))
+    if not isinstance(message, dict):
+        raise ValueError("not a JSON object")
+    return _told_apart(message)
+
+
+def _told_apart(message: dict[str, Any]) -> Call:
     if isinstance(message.get("body"), str | list) and isinstance(message.get("headers"), dict):
         return _unwrap_kombu(message)
     task = message.get("task")
@@ -285,34 +295,54 @@ def _unwrap_kombu(message: dict[str, Any]) -> Call:
     headers = message["headers"]
     content_type = message.get("content-type", "application/json")
     if content_type != "application/json":
-        raise ValueError(f"Celery content type {content_type!r} is not application/json")
+        raise ValueError(f"Celery content type {_quoted(content_type)} is not application/json")
     content = message["body"]
     if isinstance(content, str):
         if isinstance(properties, dict) and properties.get("body_encoding") == "base64":
             content = _from_base64(content)
-        content = json.loads(content)
+        content = _loads(content)
     if isinstance(content, list):  # protocol 2: [args, kwargs, embed], the rest in the headers
         if len(content) < 2 or not isinstance(content[0], list) or not isinstance(content[1], dict):
             raise ValueError("a Celery 2 body is not [args, kwargs, embed]")
         if not isinstance(headers.get("task"), str):
             raise ValueError("a Celery 2 message names no task in its headers")
         return Call(headers["task"], _job_id(headers.get("id")), content[1], content[0])
-    if isinstance(content, dict):
-        return unwrap(json.dumps(content))
+    if isinstance(content, dict):  # protocol 1
+        return _told_apart(content)
     raise ValueError("a Celery body is neither an object nor a list")
 
 
-def _json_object(body: str) -> dict[str, Any]:
-    text = body.strip()
-    if not text.startswith("{"):
-        text = _from_base64(text)
+def _loads(text: str) -> Any:
+    """JSON as the standard has it: no NaN, no half characters, nesting with a limit.
+
+    What comes in goes out again in a webhook, and has to survive every library between.
+    """
     try:
-        message = json.loads(text)
+        value = json.loads(text, parse_constant=_no_number)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        raise ValueError("nested too deeply") from None
-    if not isinstance(message, dict):
-        raise ValueError("not a JSON object")
-    return message
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it has text that is not Unicode") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON ({error})") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _from_base64(text: str) -> str:
@@ -320,6 +350,11 @@ def _from_base64(text: str) -> str:
         return base64.b64decode(text, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
         raise ValueError("neither a JSON object nor base64 of one") from None
+
+
+def _quoted(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_QUOTE else f"{text[:MAX_QUOTE]}…"
 
 
 def _job_id(value: Any) -> str | int | None:

@@ -137,7 +137,8 @@ def _webhook(job: Job, path: str, payload: dict[str, Any], status: Status) -> We
     if job.subject is None:
         return None
     body = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
-    return Webhook(f"msg_{job.fingerprint[:32]}", path, body, job.subject, status)
+    # A job that failed may succeed when an operator replays it: that is another event.
+    return Webhook(f"msg_{job.fingerprint[:32]}_{status.lower()}", path, body, job.subject, status)
 
 
 def _completion(fields: dict[str, Any], status: Status) -> dict[str, Any]:

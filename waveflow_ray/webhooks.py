@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 KEEPALIVE_S = 4.0  # the main server closes idle connections after 5 s; we are first
-ANSWER_BYTES = 2000
+ANSWER_BYTES = 64 * 1024
+QUOTED_BYTES = 2000
 REMEMBERED = 10_000
 
 
@@ -64,9 +65,24 @@ def judge(webhook: Webhook, status: int, body: bytes) -> Verdict:
 def _says_error(body: bytes) -> bool:
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(answer, dict) and answer.get("status") == "error"
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The answer, or its beginning if it is very long."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size >= ANSWER_BYTES:
+            break
+    return b"".join(parts)
+
+
+def _away(error: BaseException) -> Answer:
+    return Answer(Verdict.AWAY, f"{type(error).__name__}: {error}")
 
 
 class Poster:
@@ -119,15 +135,18 @@ class Poster:
                 async with session.post(
                     url, data=body, headers=headers, allow_redirects=False
                 ) as response:
-                    answer = await response.content.read(ANSWER_BYTES)
+                    answer = await _read(response)
                     verdict = judge(webhook, response.status, answer)
-                    return Answer(verdict, f"{response.status} {answer.decode(errors='replace')}")
-            except (aiohttp.ServerDisconnectedError, ConnectionResetError) as error:
+                    quote = answer[:QUOTED_BYTES].decode(errors="replace")
+                    return Answer(verdict, f"{response.status} {quote}")
+            except aiohttp.ClientConnectorError as error:
+                return _away(error)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, OSError) as error:
                 # Most likely a kept connection that the server closed: no fault of the server's.
-                if last:
-                    return Answer(Verdict.AWAY, f"{type(error).__name__}: {error}")
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
-                return Answer(Verdict.AWAY, f"{type(error).__name__}: {error}")
+                if last or isinstance(error, TimeoutError):
+                    return _away(error)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                return _away(error)
         raise AssertionError("unreachable")
 
     def _open_session(self) -> aiohttp.ClientSession:

@@ -35,7 +35,7 @@ REFUSED = Answer(Verdict.REFUSED, "400 bad request")
 # --- time
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type] # per platform
+class _Selector(selectors.DefaultSelector):
     loop: VirtualLoop
 
     def select(self, timeout: float | None = None) -> Any:
@@ -99,7 +99,7 @@ def settings_of(**overrides: Any) -> Settings:
         "sqs_queue_url": "https://sqs/jobs",
         "webhook_url": "http://main-server",
     }
-    return Settings(_env_file=None, **(given | overrides))  # type: ignore[call-arg] # pydantic's
+    return Settings(_env_file=None, **(given | overrides))
 
 
 def hash_job(job_id: str = "hash-1", **fields: Any) -> HashJob:
@@ -201,6 +201,11 @@ class FakeQueue:
         self.visible.append(Stored(f"m{self._count}", text, sent, receives))
         self.arrived.set()
         return f"m{self._count}"
+
+    def expire(self, handle: str) -> None:
+        """The lease of a message ends; SQS delivers it again."""
+        self.visible.append(self.leased.pop(handle))
+        self.arrived.set()
 
     @property
     def empty(self) -> bool:

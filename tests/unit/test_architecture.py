@@ -28,6 +28,7 @@ WITHOUT_RAY = ("runtime.ingress", "runtime.leases", "runtime.subjects", "runtime
 
 WITH_ENVIRONMENT = {
     "settings": "reads it, for all",
+    "runtime": "sets what Ray reads",
     "runtime.app": "sets what Ray reads",
     "local.aws": "sets what boto3 reads",
     "audio.media": "undoes what a library sets",
@@ -57,6 +58,9 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+IMPORTS = {module: frozenset(imports(tree)) for module, tree in MODULES.items()}
+
+
 def own_module(name: str) -> str | None:
     """The module of this package that an imported name is, or is in."""
     if name != "waveflow_ray" and not name.startswith("waveflow_ray."):
@@ -75,7 +79,7 @@ def layer(module: str) -> int:
 def test_imports_point_one_way(module: str) -> None:
     """A module knows its own package and the layers below, never one beside or above it."""
     here = module.partition(".")[0]
-    for name in imports(MODULES[module]):
+    for name in IMPORTS[module]:
         other = own_module(name)
         if other is None or other.partition(".")[0] == here:
             continue
@@ -87,8 +91,8 @@ def test_imports_point_one_way(module: str) -> None:
 def test_no_module_needs_itself() -> None:
     """There are no circles, not even hidden ones inside functions."""
     graph = {
-        module: {own_module(name) for name in imports(tree)} - {None, module}
-        for module, tree in MODULES.items()
+        module: {own_module(name) for name in names} - {None, module}
+        for module, names in IMPORTS.items()
     }
     TopologicalSorter(graph).prepare()
 
@@ -96,7 +100,7 @@ def test_no_module_needs_itself() -> None:
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("audio")])
 def test_audio_is_pure(module: str) -> None:
     """Audio is arrays and files: it knows nothing of jobs, messages, settings or the network."""
-    for name in imports(MODULES[module]):
+    for name in IMPORTS[module]:
         other = own_module(name)
         assert other in (None, "errors") or other.startswith("audio"), name
         assert name.partition(".")[0] not in ("aiohttp", "requests", "socket", "urllib"), name
@@ -115,8 +119,8 @@ def test_each_library_has_its_place(library: str, homes: tuple[str, ...]) -> Non
     """What a library can do, and how it fails, is known in one place only."""
     users = {
         module
-        for module, tree in MODULES.items()
-        if any(name.partition(".")[0] == library for name in imports(tree))
+        for module, names in IMPORTS.items()
+        if any(name.partition(".")[0] == library for name in names)
     }
     assert users, f"nobody uses {library}: this test looks for the wrong thing"
     assert {user for user in users if not user.startswith(homes)} == set()
@@ -130,7 +134,7 @@ def test_the_logic_of_the_runtime_needs_no_ray(module: str) -> None:
     while to_do:
         name = to_do.pop()
         seen.add(name)
-        names = set(imports(MODULES[name]))
+        names = IMPORTS[name]
         assert not any(other.partition(".")[0] == "ray" for other in names), name
         to_do += {own for other in names if (own := own_module(other)) is not None} - seen
 
@@ -143,7 +147,7 @@ def test_only_the_settings_read_the_environment() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv")
     }
-    users |= {m for m, tree in MODULES.items() if {"os.environ", "os.getenv"} & set(imports(tree))}
+    users |= {m for m, names in IMPORTS.items() if names & {"os.environ", "os.getenv"}}
     assert users <= WITH_ENVIRONMENT.keys()
 
 

@@ -108,10 +108,10 @@ def test_exceptions_are_logged_with_their_traceback(log_format: str) -> None:
 
 
 def test_a_format_string_of_the_celery_worker_works() -> None:
-    """LOG_FORMAT keeps its meaning: Python's logging format."""
+    """LOG_FORMAT keeps its meaning, Python's logging format; the fields follow."""
     stream = logged("[%(levelname)s] %(name)s: %(message)s")
     logger.info("job", extra={"fields": {"job_id": "hash-1"}})
-    assert stream.getvalue() == "[INFO] waveflow_ray.somewhere: job\n"
+    assert stream.getvalue() == "[INFO] waveflow_ray.somewhere: job job_id=hash-1\n"
 
 
 def test_what_is_below_the_level_is_not_logged() -> None:

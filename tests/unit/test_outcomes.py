@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from fakes import HASH, analysis_job, hash_job, mix_job, result_of
 
+from tests.unit.fakes import HASH, analysis_job, hash_job, mix_job, result_of
 from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.messages import (
     CleanupJob,
@@ -271,7 +271,7 @@ def test_the_last_segment_of_filepath_stands_in_for_the_file_name(
     given: str | None, filepath: str, expected: str
 ) -> None:
     """A null original_filename would cost the stem its record on the main server."""
-    fields = {"original_filename": given, "filepath": filepath}
+    fields: dict[str, Any] = {"original_filename": given, "filepath": filepath}
     for webhook in (
         success(hash_job(**fields), {"audio_hash": HASH}, 1.0),
         success(analysis_job(**fields), result_of(analysis_job()), 1.0),

@@ -98,14 +98,12 @@ def status(as_json: Json = False) -> None:
 
       waveflow status --json | jq .queue.visible
     """
-    import ray
-
     from waveflow_ray.runtime import app
     from waveflow_ray.runtime.executor import cluster_nodes
 
     settings = load_settings()
     dashboard = app.connect(settings, may_start=False)
-    state: dict[str, Any] = ray.get(app.find().ingress.status.remote(), timeout=30)
+    state = app.status(app.find())
     state |= {"nodes": cluster_nodes(), "dashboard": dashboard}
     if as_json:
         typer.echo(json.dumps(state, indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any
 
 import ray
 
+from waveflow_ray.aws.clients import sqs_client
 from waveflow_ray.aws.sqs import Queue, queue_of
-from waveflow_ray.local.aws import LocalAws
+from waveflow_ray.local.aws import REGION, LocalAws
 from waveflow_ray.local.server import MainServer
 from waveflow_ray.runtime import app
 from waveflow_ray.runtime.actors import Service
@@ -52,12 +52,12 @@ def local_stack(
     """
     with ExitStack() as cleanup:
         aws = cleanup.enter_context(LocalAws(aws_port))
-        queue = Queue(_sqs(aws), aws.queue_url)
+        queue = Queue(sqs_client(REGION, aws.endpoint), aws.queue_url)
         server = cleanup.enter_context(MainServer(queue.send, journal, receiver_port))
         settings = load_settings(
             _env_file=None,
             aws_endpoint_url=aws.endpoint,
-            aws_region=aws.env["AWS_REGION"],
+            aws_region=REGION,
             s3_bucket_name=aws.env["S3_BUCKET_NAME"],
             sqs_queue_url=aws.queue_url,
             webhook_url=webhook_url or server.url,
@@ -96,9 +96,3 @@ def run_local(
         print("     waveflow enqueue hash songs/drums.wav --stage-id my-stage")
         print("Ctrl-C drains and ends it.\n", flush=True)
         app.run_until_signal(stack.service, stack.settings, lambda line: print(line, flush=True))
-
-
-def _sqs(aws: LocalAws) -> Any:
-    from waveflow_ray.aws.clients import sqs_client
-
-    return sqs_client(aws.env["AWS_REGION"], os.environ.get("AWS_ENDPOINT_URL", aws.endpoint))

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 import ray
+from ray._private.authentication.authentication_token_setup import (
+    maybe_enable_token_auth_if_token_available,  # what `ray start` does; no public way to it
+)
 
 from waveflow_ray.aws.s3 import bucket_of
 from waveflow_ray.aws.sqs import QueueError, queue_of
@@ -23,6 +24,7 @@ from waveflow_ray.settings import Settings
 
 LOG_POLL_S = 0.2
 READY_TIMEOUT_S = 60.0
+STATUS_TIMEOUT_S = 30.0
 POLL_MARGIN_S = 45.0
 """A drain also waits for the last poll of the queue and for deletes."""
 
@@ -71,6 +73,7 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
     Raises:
         ServiceError: there is no cluster to join.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     common: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": False,
@@ -78,6 +81,8 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
     }
     try:
         if settings.ray_address or not may_start:
+            # A cluster that `ray.init` started asks for a token; show it if there is one.
+            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
             context = ray.init(address=settings.ray_address or "auto", **common)
         else:
             os.environ.pop("RAY_ADDRESS", None)
@@ -128,6 +133,12 @@ def find() -> Service:
         raise ServiceError(
             "WaveFlow does not run on this Ray cluster. Start it with `waveflow start`."
         ) from error
+
+
+def status(service: Service) -> dict[str, Any]:
+    """What is in hand, what was done, and the queue's depths; see `Ingress.status`."""
+    state: dict[str, Any] = ray.get(service.ingress.status.remote(), timeout=STATUS_TIMEOUT_S)
+    return state
 
 
 def stop(service: Service, settings: Settings, timeout_s: float) -> dict[str, int]:

@@ -111,6 +111,7 @@ class Courier:
                 return Delivery(False, answer, attempts)
             self.retries += 1
             if answer.verdict is Verdict.AWAY:
+                faulty_since = None
                 continue  # the breaker makes it wait
             now = self._clock()
             faulty_since = now if faulty_since is None else faulty_since

@@ -1,0 +1,222 @@
+"""The commands as a person types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import soundfile as sf
+
+from tests.support import WAVEFLOW, World, encoded, music, receiver, wait_until
+from waveflow_ray.local.verify import mix_difference
+from waveflow_ray.messages import HashJob, envelope
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
+
+HEAD = """
+import ray
+context = ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
+print(context.address_info["gcs_address"], flush=True)
+input()
+"""
+
+
+def waveflow(*arguments: str, env: dict[str, str] | None = None, timeout_s: float = 120.0) -> str:
+    """Run a command that must end well; returns what it printed."""
+    done = subprocess.run(
+        [WAVEFLOW, *arguments],
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def ray_head(env: dict[str, str]) -> Iterator[str]:
+    """A Ray cluster of one node; the value is its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        env=os.environ | env | {"RAY_USAGE_STATS_ENABLED": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
+
+
+def test_start_status_stop_on_a_running_cluster(world: World, tmp_path: Path) -> None:
+    """The detached service outlives the command that starts it, and is found by the others."""
+    world.bucket.put("cli/a.wav", encoded(music(0.5)), "x")
+    with receiver() as main_server, ray_head(world.env) as address:
+        env = world.env | {
+            "RAY_ADDRESS": address,
+            "WEBHOOK_URL": main_server.url,
+            "POLL_WAIT_S": "1",
+            "SCRATCH_DIR": str(tmp_path / "scratch"),
+        }
+        assert "is running" in waveflow("start", env=env)
+        again = subprocess.run(
+            [WAVEFLOW, "start"], env=os.environ | env, capture_output=True, text=True, check=False
+        )
+        assert again.returncode == 1
+        assert "already" in again.stderr
+        waveflow("enqueue", "hash", "cli/a.wav", "--stem-id", "cli", env=env)
+        main_server.wait_for(1)
+        status = json.loads(waveflow("status", "--json", env=env))
+        assert status["done"]["hash:SUCCESS"] == 1
+        assert status["nodes"][0]["cpus"] == 2
+        assert "hash" in waveflow("status", env=env)
+        health = json.loads(waveflow("health", "--json", env=env))
+        assert {check["name"]: check["ok"] for check in health["checks"]} == {
+            "s3": True,
+            "sqs": True,
+            "webhook": True,
+            "ray": True,
+        }
+        stopped = json.loads(waveflow("stop", "--json", env=env))
+        assert stopped == {"finished": 0, "given_back": 0}
+        gone = subprocess.run(
+            [WAVEFLOW, "status"], env=os.environ | env, capture_output=True, text=True, check=False
+        )
+        assert gone.returncode == 1
+        assert "waveflow start" in gone.stderr
+
+
+def test_health_fails_when_something_is_wrong(world: World) -> None:
+    """Exit code 1, and it says what."""
+    done = subprocess.run(
+        [WAVEFLOW, "health"],
+        env=os.environ | world.env | {"WEBHOOK_URL": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "FAIL webhook" in done.stdout
+
+
+def test_local_is_a_whole_platform(tmp_path: Path) -> None:
+    """What it prints is enough to send jobs to it; Ctrl-C ends it with exit 0."""
+    output = tmp_path / "output"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [WAVEFLOW, "local", "--num-cpus", "2"], stdout=log, stderr=log, cwd=tmp_path
+        )
+    try:
+        wait_until(lambda: "Ctrl-C" in output.read_text(), 90, output.read_text)
+        lines = [line for line in output.read_text().splitlines() if line.startswith("export ")]
+        env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        upload = (
+            "import boto3, os, sys; boto3.client('s3').upload_file("
+            "sys.argv[1], os.environ['S3_BUCKET_NAME'], 'songs/a.wav')"
+        )
+        (tmp_path / "a.wav").write_bytes(encoded(music(0.5)))
+        subprocess.run(
+            [sys.executable, "-c", upload, str(tmp_path / "a.wav")],
+            env=os.environ | env,
+            check=True,
+        )
+        waveflow("enqueue", "hash", "songs/a.wav", "--stage-id", "stage", env=env)
+        journal = tmp_path / "webhooks.jsonl"
+        wait_until(
+            lambda: journal.exists() and "/mixing-complete" in journal.read_text(),
+            60,
+            output.read_text,
+        )
+        paths = [json.loads(line)["path"] for line in journal.read_text().splitlines()]
+        assert paths == ["/hash-check", "/completion", "/mixing-complete"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, output.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_demo_holds_what_it_promises(tmp_path: Path) -> None:
+    """A short song through everything: exit 0, a page, and every expectation by name."""
+    report = json.loads(
+        waveflow("demo", "--seconds", "10", "--num-cpus", "2", "--json", "-o", str(tmp_path))
+    )
+    assert report["ok"] is True
+    assert len(report["checks"]) == 9
+    assert Path(report["page"]).read_text().startswith("<!doctype html>")
+    assert report["mix"]["status"] == "SUCCESS"
+
+
+def test_enqueue_sends_what_the_main_server_would(world: World) -> None:
+    """The envelope shape; --dry-run shows it and sends nothing."""
+    shown = json.loads(
+        waveflow("enqueue", "mix", "a.wav", "b.wav", "--stage-id", "st", "--dry-run")
+    )
+    assert shown["task"] == "app.tasks.mix_stems_and_upload"
+    assert shown["kwargs"]["stem_paths"] == ["a.wav", "b.wav"]
+    env = world.env | {"WEBHOOK_URL": "http://127.0.0.1:9"}
+    for arguments in (["hash", "k"], ["duplicate", "k", "--audio-hash", "0f"], ["analysis", "k"]):
+        waveflow("enqueue", *arguments, env=env)
+    bodies = [json.loads(message.body) for message in world.queue.receive(1, 30)]
+    assert sorted(body["task"].rpartition(".")[2] for body in bodies) == [
+        "generate_hash_and_webhook",
+        "process_audio_analysis",
+        "process_duplicate_file",
+    ]
+    example = json.loads(envelope(HashJob, "id", stemId="s", filepath="k"))
+    assert all(body.keys() == example.keys() for body in bodies)
+
+
+def test_local_files_need_no_service(tmp_path: Path) -> None:
+    """hash, peaks and mix work on files, with the same results."""
+    for name, seed in (("a.wav", 1), ("b.wav", 2)):
+        (tmp_path / name).write_bytes(encoded(music(1.0, seed=seed)))
+    a, b, mixed = (str(tmp_path / name) for name in ("a.wav", "b.wav", "mix.wav"))
+    rows = json.loads(waveflow("hash", a, b, "--json"))
+    assert [row["path"] for row in rows] == [a, b]
+    assert rows[0]["file_size"] == Path(a).stat().st_size
+    document = json.loads(waveflow("peaks", a, "-n", "50", "--json"))
+    assert max(document["peaks"]) == 1.0
+    assert len(document["peaks"]) == 50
+    facts = json.loads(waveflow("mix", a, b, "--output", mixed, "--json"))
+    assert facts["duration"] == sf.info(mixed).duration == 1.0
+    assert mix_difference([Path(a), Path(b)], Path(mixed)) <= 1e-4
+
+
+def test_a_file_that_is_no_audio_is_named(tmp_path: Path) -> None:
+    """The code and a sentence on standard error, exit code 1, no traceback."""
+    path = tmp_path / "words.wav"
+    path.write_text("words " * 100)
+    done = subprocess.run(
+        [WAVEFLOW, "peaks", str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("un")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "start", "stop", "status", "health", "cleanup", "enqueue", "local", "demo"]
+    + ["hash", "peaks", "mix"],
+)
+def test_help_has_an_example(command: str) -> None:
+    """Every command shows how it is used."""
+    text = waveflow(command, "--help")
+    assert "waveflow" in text
+    assert "Example" in text or command == "enqueue"
