@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.messages import AnalysisJob, DuplicateJob, HashJob, Job, MixJob, RejectedJob
@@ -65,6 +65,39 @@ class Outcome:
 def utc_now() -> str:
     """The time as the wire has it: UTC, ISO 8601, microseconds, ``Z``."""
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class Drawn(Protocol):
+    """Sound with a waveform: an analysed stem or a mix."""
+
+    @property
+    def peaks(self) -> list[float]: ...
+    @property
+    def duration(self) -> float: ...
+    @property
+    def sample_rate(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def frames(self) -> int: ...
+
+
+def waveform_document(sound: Drawn, *, truncated: bool = False) -> dict[str, Any]:
+    """The waveform JSON that the browser reads; docs/waveform.md describes it.
+
+    Args:
+        truncated: the file breaks off; the waveform is of what there is.
+    """
+    return {
+        "peaks": sound.peaks,
+        "duration": sound.duration,
+        "sample_rate": sound.sample_rate,
+        "num_peaks": len(sound.peaks),
+        "created_at": utc_now(),
+        "channels": sound.channels,
+        "frames": sound.frames,
+        "truncated": truncated,
+    }
 
 
 def success(job: Job, result: dict[str, Any], processing_s: float) -> Webhook | None:

@@ -210,11 +210,11 @@ def test_a_file_that_is_no_audio_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["run", "start", "stop", "status", "health", "cleanup", "enqueue", "local", "demo"]
-    + ["hash", "peaks", "mix"],
-)
+SERVICE = ["run", "start", "stop", "status", "health", "cleanup", "enqueue"]
+COMMANDS = [*SERVICE, "local", "demo", "hash", "peaks", "mix"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command: str) -> None:
     """Every command shows how it is used."""
     text = waveflow(command, "--help")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -180,8 +182,9 @@ def test_every_message_shape_ends_in_the_webhooks_of_the_contract(
 def test_a_drain_loses_nothing_and_leaves_nothing(world: World, tmp_path: Path) -> None:
     """SIGTERM amid 50 analyses ends with exit 0; a new start does the rest, each once."""
     world.bucket.put("drain/a.flac", encoded(music(120.0), format="FLAC"), "audio/flac")
+    temp = Path(tempfile.mkdtemp(prefix="wf"))  # short: Ray's sockets are in it
     with receiver() as main_server:
-        env = world.env | {"WEBHOOK_URL": main_server.url}
+        env = world.env | {"WEBHOOK_URL": main_server.url, "TMPDIR": str(temp)}
         with service(env, tmp_path) as first:
             for number in range(50):
                 world.queue.send(analysis(number, "drain/a.flac"))
@@ -201,6 +204,10 @@ def test_a_drain_loses_nothing_and_leaves_nothing(world: World, tmp_path: Path) 
         assert outcomes(main_server) == each_once("drain", 50)
         assert {r.payload["status"] for r in main_server.accepted} == {"SUCCESS"}
         assert list(first.scratch.iterdir()) == []
+        # Ray's own: its session, and two empty folders of its dashboard's.
+        left = [path.name for path in temp.iterdir() if not path.name.startswith("pymp-")]
+        assert left == ["ray"]
+        shutil.rmtree(temp)
 
 
 def test_a_second_signal_ends_at_once(world: World, tmp_path: Path) -> None:
@@ -242,7 +249,11 @@ def test_a_killed_ingress_costs_a_visibility_timeout(world: World, tmp_path: Pat
                 world.queue.send(analysis(number, "ingress/a.flac"))
             running.wait_for_worker("ray::analysis")
             running.wait_for_worker("ray::IngressActor", 1).kill()
-            wait_until(lambda: outcomes(main_server).keys() == each_once("ingress", 8).keys(), 90, running.output)
+            wait_until(
+                lambda: outcomes(main_server).keys() == each_once("ingress", 8).keys(),
+                90,
+                running.output,
+            )
             nothing_left(world)
             assert running.stop() == 0, running.output()
         ids = [r.headers["webhook-id"] for r in main_server.accepted]

@@ -1,4 +1,4 @@
-"""The shape of the package: who may know whom. See the layout in docs/decisions.md."""
+"""The shape of the package: who may know whom."""
 
 from __future__ import annotations
 

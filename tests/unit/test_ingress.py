@@ -613,7 +613,8 @@ def test_what_is_in_hand_is_bounded(most: int) -> None:
                 service.queue.put(stem_job(i))
             for i in range(60):
                 await settle(1)
-                assert len(service.queue.leased) == min(most, 60 - i)
+                in_hand = len(service.queue.leased)
+                assert in_hand == min(most, 60 - i)
                 service.executor.let_go(service.executor.ids[i])
             await service.until_done()
 

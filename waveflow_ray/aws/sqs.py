@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from waveflow_ray.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
+    from mypy_boto3_sqs.type_defs import MessageTypeDef
 
 BATCH = 10
 MAX_VISIBILITY_S = 43_200
@@ -43,6 +45,7 @@ class Message:
     Attributes:
         sent_ms: when it was sent, milliseconds since 1970.
         receives: how often it was received, this time included.
+        age_s: how long ago it was sent when it was received.
     """
 
     id: str
@@ -50,6 +53,7 @@ class Message:
     body: str
     sent_ms: int
     receives: int
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,16 +105,7 @@ class Queue:
                 VisibilityTimeout=visibility_s,
                 MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             )
-        return [
-            Message(
-                id=message["MessageId"],
-                handle=message["ReceiptHandle"],
-                body=message["Body"],
-                sent_ms=int(message.get("Attributes", {}).get("SentTimestamp", 0)),
-                receives=int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1)),
-            )
-            for message in response.get("Messages", [])
-        ]
+        return [_message(entry) for entry in response.get("Messages", [])]
 
     def set_visibility(self, handles: Sequence[str], visibility_s: int) -> set[str]:
         """Renew leases, or release them with 0. At most 10.
@@ -192,6 +187,19 @@ def queue_of(settings: Settings) -> Queue:
         with _faults(settings.sqs_queue_name or ""):
             url = client.get_queue_url(QueueName=settings.sqs_queue_name or "")["QueueUrl"]
     return Queue(client, url, settings.sqs_dlq_url)
+
+
+def _message(entry: MessageTypeDef) -> Message:
+    attributes = entry.get("Attributes", {})
+    sent_ms = int(attributes.get("SentTimestamp", 0))
+    return Message(
+        id=entry["MessageId"],
+        handle=entry["ReceiptHandle"],
+        body=entry["Body"],
+        sent_ms=sent_ms,
+        receives=int(attributes.get("ApproximateReceiveCount", 1)),
+        age_s=max(0.0, time.time() - sent_ms / 1000) if sent_ms else 0.0,
+    )
 
 
 def _attribute(text: str) -> str:

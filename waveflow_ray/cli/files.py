@@ -51,20 +51,11 @@ def peaks(
     """
     from waveflow_ray.audio.decode import open_audio
     from waveflow_ray.audio.peaks import waveform_of
-    from waveflow_ray.outcomes import utc_now
+    from waveflow_ray.outcomes import waveform_document
 
     with open_audio(file) as reader:
         waveform = waveform_of(reader, num_peaks)
-    document = {
-        "peaks": waveform.peaks,
-        "duration": waveform.duration,
-        "sample_rate": waveform.sample_rate,
-        "num_peaks": waveform.num_peaks,
-        "created_at": utc_now(),
-        "channels": waveform.channels,
-        "frames": waveform.frames,
-        "truncated": waveform.truncated,
-    }
+    document = waveform_document(waveform, truncated=waveform.truncated)
     if output is not None:
         output.write_text(json.dumps(document, separators=(",", ":")))
     if as_json:
@@ -94,6 +85,7 @@ def mix(
       waveflow mix drums.wav bass.flac vocals.mp3 --output mix.wav
     """
     from waveflow_ray.audio.mix import mix_files
+    from waveflow_ray.outcomes import waveform_document
 
     started = time.perf_counter()
     mixdown = mix_files(stems, output)
@@ -108,7 +100,7 @@ def mix(
         "seconds": round(time.perf_counter() - started, 3),
     }
     if waveform is not None:
-        waveform.write_text(json.dumps(facts | {"peaks": mixdown.peaks}))
+        waveform.write_text(json.dumps(waveform_document(mixdown)))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return

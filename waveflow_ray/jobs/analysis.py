@@ -23,7 +23,7 @@ from waveflow_ray.audio.peaks import waveform_of
 from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.jobs.work import Work
 from waveflow_ray.messages import AnalysisJob
-from waveflow_ray.outcomes import utc_now
+from waveflow_ray.outcomes import waveform_document
 from waveflow_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -46,18 +46,8 @@ def run(job: AnalysisJob, work: Work) -> dict[str, Any]:
             with open_audio(fd, max_duration_s=settings.max_duration_s) as reader:
                 waveform = waveform_of(reader, job.num_peaks or settings.default_waveform_peaks)
     work.audio_s = waveform.duration
-    document = {
-        "peaks": waveform.peaks,
-        "duration": waveform.duration,
-        "sample_rate": waveform.sample_rate,
-        "num_peaks": waveform.num_peaks,
-        "created_at": utc_now(),
-        "channels": waveform.channels,
-        "frames": waveform.frames,
-        "truncated": waveform.truncated,
-    }
     key = f"waveforms/{safe_id(job.stemId)}_waveform_{job.fingerprint[:16]}.json"
-    put_json(work, key, document)
+    put_json(work, key, waveform_document(waveform, truncated=waveform.truncated))
     return {
         "audio_data_hash": download.sha256,
         "waveform_data_path": key,

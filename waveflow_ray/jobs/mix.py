@@ -33,7 +33,7 @@ from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.jobs.analysis import check_media_type, put_json, safe_id
 from waveflow_ray.jobs.work import Work
 from waveflow_ray.messages import MixJob
-from waveflow_ray.outcomes import utc_now
+from waveflow_ray.outcomes import waveform_document
 from waveflow_ray.settings import Settings
 
 WAVEFORM_PEAKS = 4000
@@ -96,19 +96,7 @@ def run(job: MixJob, work: Work, render: Render, parallelism: int) -> dict[str, 
         with work.stage("upload"):
             work.bytes_out += work.bucket.upload(key, wav_fd, "audio/wav")
     waveform_key = f"waveforms/{stage_id}_mixed_waveform_{suffix}.json"
-    put_json(
-        work,
-        waveform_key,
-        {
-            "peaks": mixdown.peaks,
-            "duration": mixdown.duration,
-            "sample_rate": mixdown.sample_rate,
-            "num_peaks": WAVEFORM_PEAKS,
-            "created_at": utc_now(),
-            "channels": mixdown.channels,
-            "frames": mixdown.frames,
-        },
-    )
+    put_json(work, waveform_key, waveform_document(mixdown))
     return {"mixed_file_path": key, "waveform_data_path": waveform_key}
 
 

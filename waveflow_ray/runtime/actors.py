@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +21,8 @@ from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.placement import ACTOR, INGRESS, REPORTER
 from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Answer, Poster, Verdict
+
+logger = logging.getLogger(__name__)
 
 
 class ReporterActor:
@@ -50,6 +54,7 @@ class IngressActor:
             asyncio.create_task(self._ingress.run()),
             asyncio.create_task(executor.warm_up()),
         ]
+        self._tasks[0].add_done_callback(_end_if_broken)
 
     async def ready(self) -> None:
         """Returns when the first poll has begun."""
@@ -76,6 +81,13 @@ class IngressActor:
         except ray.exceptions.RayError as error:  # the reporter died; Ray starts it again
             return Answer(Verdict.FAULT, f"{type(error).__name__}: {error}")
         return answer
+
+
+def _end_if_broken(run: asyncio.Task[None]) -> None:
+    """An ingress that stopped working ends its process, so that Ray starts it again."""
+    if not run.cancelled() and run.exception() is not None:
+        logger.critical("the ingress broke", exc_info=run.exception())
+        os._exit(1)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,14 @@ class SlotPool:
                 self._changed.notify(1)
 
 
+async def _cancel(jobs: list[Held]) -> None:
+    """Stop jobs; their messages are still held."""
+    tasks = [held.task for held in jobs if held.task is not None]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 class Ingress:
     """Leases jobs, has them done, has their outcomes delivered, deletes their messages."""
 
@@ -108,6 +116,8 @@ class Ingress:
         self._max_receives: int | None = None
         self._pollers: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []
+        self._asked_for = 0
+        self._late: list[str] = []
 
     async def run(self) -> None:
         """Work until `drain` is called."""
@@ -143,18 +153,19 @@ class Ingress:
         self.draining = True
         deadline = time.monotonic() + timeout_s
         waiting = [h for h in self.leases.held.values() if h.stage in ("waiting", "pausing")]
-        logger.info(
-            "draining",
-            extra={"fields": {"held": len(self.leases.held), "given_back": len(waiting)}},
-        )
-        await self._stop(waiting)
-        polls = asyncio.gather(*self._pollers, return_exceptions=True)
-        running = [h.task for h in self.leases.held.values() if h.task is not None]
+        running = [h.task for h in self.leases.held.values() if h.task and h not in waiting]
+        fields = {"running": len(running), "waiting": len(waiting)}
+        logger.info("draining", extra={"fields": fields})
+        await _cancel(waiting)
+        # Nothing is given back before the last polls are over: they would bring it again.
+        await asyncio.gather(*self._pollers, return_exceptions=True)
+        await self.leases.release_handles(self._late)
+        await self.leases.release(waiting)
         if running:
             await asyncio.wait(running, timeout=max(0.0, deadline - time.monotonic()))
-        await polls
         rest = list(self.leases.held.values())
-        await self._stop(rest)
+        await _cancel(rest)
+        await self.leases.release(rest)
         await self.leases.deleted()
         for task in self._background:
             task.cancel()
@@ -188,21 +199,26 @@ class Ingress:
 
     async def _poll(self) -> None:
         while not self.draining:
-            room = self.settings.max_in_flight - len(self.leases.held)
+            room = self.settings.max_in_flight - len(self.leases.held) - self._asked_for
             if room <= 0 or not self.courier.breaker.closed.is_set():
                 await asyncio.sleep(0.05)
                 continue
-            try:
-                messages = await self.leases.receive(self.settings.poll_wait_s, min(room, BATCH))
-            except QueueError as error:
-                logger.warning("receive failed", extra={"fields": {"cause": str(error)}})
-                await asyncio.sleep(TROUBLE_PAUSE_S)
-                continue
-            if self.draining:
-                await self.leases.release_handles([message.handle for message in messages])
-                return
-            for message in messages:
-                self._begin(message)
+            for message in await self._receive(min(room, BATCH)):
+                if self.draining:
+                    self._late.append(message.handle)
+                else:
+                    self._begin(message)
+
+    async def _receive(self, count: int) -> list[Message]:
+        self._asked_for += count
+        try:
+            return await self.leases.receive(self.settings.poll_wait_s, count)
+        except QueueError as error:
+            logger.warning("receive failed", extra={"fields": {"cause": str(error)}})
+            await asyncio.sleep(TROUBLE_PAUSE_S)
+            return []
+        finally:
+            self._asked_for -= count
 
     def _begin(self, message: Message) -> None:
         held = self.leases.take(message, parse(message.body, message.id))
@@ -230,17 +246,17 @@ class Ingress:
         if isinstance(job, RejectedJob):
             return failed(job, job.error)
         pool = self._heavy if isinstance(job, AnalysisJob | MixJob) else self._light
+        queue_s = 0.0  # from when the message was sent to when its job began
         for pause_s in (*LOOK_AGAIN_S, None):
             held.stage = "waiting"
-            queued = time.monotonic()
             async with pool.one():
                 held.stage = "running"
-                waited_s = time.monotonic() - queued
+                queue_s = queue_s or held.message.age_s + time.monotonic() - held.received
                 if isinstance(job, CleanupJob):
                     outcome = await self.executor.clean()
                 else:
                     outcome = await self.executor.run(job)
-            outcome.usage.seconds["queue"] = outcome.usage.seconds.get("queue", 0.0) + waited_s
+            outcome.usage.seconds["queue"] = queue_s
             missing = outcome.error and outcome.error.code is ErrorCode.OBJECT_NOT_FOUND
             if not missing or pause_s is None:
                 break
@@ -282,7 +298,7 @@ class Ingress:
                 await self.leases.release([held], LONGEST_RETRY_DELAY_S)
                 self._log(held, outcome, delivery, "job not reported: no dead-letter queue")
                 return
-            self.counts["dead_letters"] += 1
+            self.counts["dead_letters"] += buried
         self.leases.finish(held, remember_job=letter is None)
         self.counts[f"{held.job.kind}:{outcome.status}"] += 1
         self._log(held, outcome, delivery, "job")
@@ -331,16 +347,6 @@ class Ingress:
         }
         level = logging.INFO if error is None and event == "job" else logging.WARNING
         logger.log(level, event, extra={"fields": fields})
-
-    async def _stop(self, jobs: list[Held]) -> None:
-        """Stop jobs and give their messages back."""
-        for held in jobs:
-            if held.task is not None:
-                held.task.cancel()
-        await self.leases.release(jobs)
-        await asyncio.gather(
-            *(held.task for held in jobs if held.task is not None), return_exceptions=True
-        )
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -91,6 +91,8 @@ class Leases:
         self.finished = Memory()
         self.lost: Counter[str] = Counter()
         self._numbers = 0
+        # A renewal under way must not undo a release that comes after it.
+        self._changing = asyncio.Lock()
         self._deletes: asyncio.Queue[str] = asyncio.Queue()
         self._threads = ThreadPoolExecutor(16, thread_name_prefix="sqs")
 
@@ -147,7 +149,8 @@ class Leases:
         for start in range(0, len(handles), BATCH):
             batch = handles[start : start + BATCH]
             try:
-                await self.call(self.queue.set_visibility, batch, visibility_s)
+                async with self._changing:
+                    await self.call(self.queue.set_visibility, batch, visibility_s)
             except QueueError as error:
                 logger.warning("messages not given back", extra={"fields": {"cause": str(error)}})
 
@@ -171,6 +174,11 @@ class Leases:
             if held.task is not None:
                 held.task.cancel()
         await self.release(old)
+        async with self._changing:
+            await self._renew_held()
+
+    async def _renew_held(self) -> None:
+        started = time.monotonic()
         owners = {handle: held for held in self.held.values() for handle in held.handles}
         handles = list(owners)
         lost: set[str] = set()
