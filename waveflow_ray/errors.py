@@ -8,11 +8,11 @@
     ├── object_not_found          │ the message is deleted
     ├── hash_mismatch             │
     ├── protected_object          │
-    ├── no_stems                  │
     ├── timeout                   │
     ├── worker_crashed            ┘
-    ├── invalid_message           ┐ permanent: reported if a stem or stage is named,
-    ├── unknown_task              ┘ and kept in the dead-letter queue
+    ├── invalid_message           ┐
+    ├── unknown_task              │ permanent: reported if a stem or stage is named,
+    ├── no_stems                  ┘ and kept in the dead-letter queue
     ├── storage_unavailable       ┐ transient: tried again through SQS visibility,
     └── internal_error            ┘ then reported and kept in the dead-letter queue
 

@@ -119,5 +119,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{k}:{_plain(v)}" for k, v in value.items()) or "-"
+    if isinstance(value, list):
+        return "[" + " ".join(f"({_plain(item)})" for item in value) + "]"
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ' "=\n') else text

@@ -16,7 +16,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
 from waveflow_ray.errors import ErrorCode, JobError
 
@@ -24,12 +32,21 @@ logger = logging.getLogger(__name__)
 
 MAX_S3_KEY_BYTES = 1024
 MAX_DEPTH = 20
+MAX_STEMS = 512
+"""All their keys go back in one webhook, of which the main server takes 100 kB."""
 MAX_QUOTE = 100
 
 Id = Annotated[StrictStr, Field(min_length=1)] | StrictInt
 """An id of the main server's. Never null or empty: the server would act on another record."""
 
-Key = Annotated[StrictStr, Field(min_length=1, max_length=MAX_S3_KEY_BYTES)]
+
+def _short_enough(key: str) -> str:
+    if len(key.encode()) > MAX_S3_KEY_BYTES:
+        raise ValueError(f"longer than {MAX_S3_KEY_BYTES} bytes")
+    return key
+
+
+Key = Annotated[StrictStr, Field(min_length=1), AfterValidator(_short_enough)]
 """An object's key in the bucket."""
 
 Kind = Literal["hash", "duplicate", "analysis", "mix", "health", "cleanup", "rejected"]
@@ -121,7 +138,7 @@ class MixJob(Job):
     kind = "mix"
     task = "app.tasks.mix_stems_and_upload"
 
-    stem_paths: Annotated[tuple[Key, ...], Field(min_length=1)]
+    stem_paths: Annotated[tuple[Key, ...], Field(min_length=1, max_length=MAX_STEMS)]
     stageId: Id | None = None  # noqa: N815 - the wire's name
     upstreamId: Any = None  # noqa: N815 - the wire's name
 

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         15.0, gt=0, le=3600, description="Longest pause before a webhook is repeated."
     )
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", description="Least severe level that is logged."
     )
     log_format: str = Field(
@@ -148,13 +148,17 @@ class Settings(BaseSettings):
     @field_validator("webhook_url")
     @classmethod
     def _http_address(cls, value: str) -> str:
+        value = value.strip()
         TypeAdapter(HttpUrl).validate_python(value)
         return value.rstrip("/")
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: Any) -> Any:
-        return value.upper() if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        name = value.strip().upper()
+        return {"WARN": "WARNING", "FATAL": "CRITICAL"}.get(name, name)
 
     @model_validator(mode="after")
     def _queue_is_named(self) -> Settings:
@@ -190,5 +194,16 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _meaning(name: str) -> str:
+    """What a variable is for, and the values it takes."""
     field = Settings.model_fields.get(name.lower())
-    return field.description or "" if field else ""
+    if field is None:
+        return ""
+    limits = {
+        sign: getattr(limit, attribute)
+        for limit in field.metadata
+        for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+        if hasattr(limit, attribute)
+    }
+    allowed = " and ".join(f"{sign} {value:g}" for sign, value in limits.items())
+    meaning = field.description or ""
+    return f"{meaning} Allowed: {allowed}." if allowed else meaning

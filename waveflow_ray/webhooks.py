@@ -94,7 +94,7 @@ class Poster:
 
     def __init__(self, base_url: str, timeout_s: float) -> None:
         self.base_url = base_url
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S)
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._session: aiohttp.ClientSession | None = None
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._delivered: OrderedDict[str, None] = OrderedDict()
@@ -152,7 +152,8 @@ class Poster:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=KEEPALIVE_S),
+                # Unlimited here: MAX_IN_FLIGHT bounds it, and a wait would count as a timeout.
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
                 timeout=self._timeout,
                 skip_auto_headers=("User-Agent",),
                 headers={"User-Agent": "waveflow-ray"},

@@ -100,7 +100,7 @@ def test_an_empty_variable_is_not_set(env: pytest.MonkeyPatch) -> None:
     [
         ("WEBHOOK_URL", "main-server", "URL"),
         ("WEBHOOK_URL", "ftp://main-server", "'http' or 'https'"),
-        ("LOG_LEVEL", "LOUD", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+        ("LOG_LEVEL", "LOUD", "'DEBUG', 'INFO', 'WARNING', 'ERROR' or 'CRITICAL'"),
         ("MAX_FILE_SIZE_MB", "0", "greater than or equal to 1"),
         ("MAX_FILE_SIZE_MB", "big", "integer"),
         ("DEFAULT_WAVEFORM_PEAKS", "0", "greater than or equal to 1"),

@@ -112,6 +112,9 @@ class Queue:
 
         Returns:
             The handles whose lease is lost: someone else may have the message.
+
+        Raises:
+            QueueError: the queue did not answer, or failed for a reason that may pass.
         """
         with _faults(self.url):
             response = self.client.change_message_visibility_batch(
@@ -125,11 +128,15 @@ class Queue:
                     for index, handle in enumerate(handles)
                 ],
             )
-        return {
-            handles[int(failure["Id"])]
+        codes = {
+            handles[int(failure["Id"])]: failure.get("Code", "").rpartition("#")[2]
             for failure in response.get("Failed", [])
-            if failure.get("Code", "").rpartition("#")[2] in LOST_CODES
         }
+        lost = {handle for handle, code in codes.items() if code in LOST_CODES}
+        if len(lost) < len(codes):
+            others = sorted(set(codes.values()) - LOST_CODES)
+            raise QueueError(f"{self.url}: {len(codes) - len(lost)} leases: {', '.join(others)}")
+        return lost
 
     def delete(self, handles: Sequence[str]) -> set[str]:
         """Delete messages, at most 10. Returns the handles that could not be deleted now."""

@@ -59,7 +59,7 @@ def perform(
         return failed(job, _internal(error), work.usage())
     usage = work.usage()
     return Outcome(
-        status="SUCCESS",
+        status="SUCCESS" if notes.get("ok", True) else "FAILURE",
         webhook=success(job, result, processing_s=sum(usage.seconds.values())),
         usage=usage,
         notes=notes,

@@ -183,9 +183,23 @@ def _print_new_lines(ingress: Any, number: int, print_line: Print) -> int:
         number, lines = ray.get(ingress.log_lines.remote(number), timeout=10)
     except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
         return 0  # Ray is starting it again; its lines count from 0 then
+    except ray.exceptions.RayActorError:
+        _check_alive(ingress)
+        return 0
     for line in lines:
         print_line(line)
     return number
+
+
+def _check_alive(ingress: Any) -> None:
+    """A dead actor may be one that is being started again, or one that is not."""
+    try:
+        ray.get(ingress.ready.remote(), timeout=READY_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        raise ServiceError(
+            "The ingress actor is gone: `waveflow stop` ended it, or the cluster did. What it "
+            f"held comes back when its leases end. ({type(error).__name__})"
+        ) from error
 
 
 @contextmanager

@@ -62,25 +62,28 @@ class SlotPool:
 
     def __init__(self) -> None:
         self.size = 1
-        self.used = 0
-        self._changed = asyncio.Condition()
+        self._semaphore = asyncio.Semaphore(1)
+        self._surplus = 0  # slots in use that are not to come back
 
-    async def resize(self, size: int) -> None:
-        async with self._changed:
-            self.size = max(1, size)
-            self._changed.notify_all()
+    def resize(self, size: int) -> None:
+        """Jobs that run stay; a smaller size takes effect as they end."""
+        self._surplus += self.size - size
+        self.size = size
+        while self._surplus < 0:
+            self._surplus += 1
+            self._semaphore.release()
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[None]:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.used < self.size)
-            self.used += 1
+        """Wait for a slot and hold it."""
+        await self._semaphore.acquire()
         try:
             yield
         finally:
-            self.used -= 1
-            async with self._changed:
-                self._changed.notify(1)
+            if self._surplus > 0:
+                self._surplus -= 1
+            else:
+                self._semaphore.release()
 
 
 async def _cancel(jobs: list[Held]) -> None:
@@ -143,7 +146,12 @@ class Ingress:
         self._pollers = [asyncio.create_task(self._poll()) for _ in range(POLLERS)]
         logger.info("ready", extra={"fields": {"queue": self.leases.queue.url}})
         self.ready.set()
-        await asyncio.gather(*self._pollers)
+        # A part that breaks ends all: without renewals, say, nothing else can be relied on.
+        tasks = [*self._pollers, *self._background]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            if not task.cancelled():
+                task.result()
 
     async def drain(self, timeout_s: float) -> dict[str, int]:
         """Stop taking messages, let running jobs end, give the rest back. Returns counts.
@@ -345,7 +353,8 @@ class Ingress:
             **outcome.notes,
             **(more or {}),
         }
-        level = logging.INFO if error is None and event == "job" else logging.WARNING
+        well = outcome.status == "SUCCESS" and event == "job"
+        level = logging.INFO if well else logging.WARNING
         logger.log(level, event, extra={"fields": fields})
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -358,8 +367,8 @@ class Ingress:
 
     async def _resize(self) -> None:
         slots = await self.executor.slots()
-        await self._light.resize(slots.light)
-        await self._heavy.resize(slots.heavy)
+        self._light.resize(max(1, slots.light))
+        self._heavy.resize(max(1, slots.heavy))
 
     async def _clean(self) -> None:
         outcome = await self.executor.clean()
