@@ -35,7 +35,7 @@ def run(
     settings = app.resolve(load_settings())
     dashboard = app.connect(settings, may_start=True, num_cpus=num_cpus)
     if dashboard:
-        typer.echo(f"Ray dashboard: {dashboard}", err=True)
+        typer.echo(app.dashboard_line(dashboard), err=True)
     service = app.start(settings, detached=False)
     app.run_until_signal(service, settings, lambda line: print(line, flush=True))
 
@@ -56,7 +56,7 @@ def start() -> None:
     app.start(settings, detached=True)
     typer.echo("WaveFlow is running. `waveflow status` shows it, `waveflow stop` drains it.")
     if dashboard:
-        typer.echo(f"Ray dashboard: {dashboard}")
+        typer.echo(app.dashboard_line(dashboard))
 
 
 def stop(
@@ -116,6 +116,7 @@ def _print_status(state: dict[str, Any]) -> None:
     from rich.table import Table
 
     from waveflow_ray.jobs.maintenance import node_summary
+    from waveflow_ray.runtime import app
 
     console = Console()
     mood = "draining" if state["draining"] else "running"
@@ -126,7 +127,7 @@ def _print_status(state: dict[str, Any]) -> None:
     console.print(f"Queue: {queue['visible']} waiting, {queue['in_flight']} in flight")
     console.print(f"Ray:   {node_summary(state['nodes'])}")
     if state["dashboard"]:
-        console.print(f"       {state['dashboard']}")
+        console.print(app.dashboard_line(state["dashboard"]), soft_wrap=True)
     stages = ("waiting", "running", "pausing", "reporting")
     table = Table("kind", *stages, "succeeded", "failed")
     for kind in ("hash", "duplicate", "analysis", "mix", "health", "cleanup", "rejected"):

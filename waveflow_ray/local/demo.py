@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -86,7 +85,7 @@ def run_demo(
             journal=output / "webhooks.jsonl", num_cpus=num_cpus, log_format="json"
         ) as stack:
             song = making.result()
-            console.print(f"Ray dashboard: {stack.dashboard}")
+            console.print(app.dashboard_line(stack.dashboard), soft_wrap=True)
             sent = time.monotonic()
             logs = LogReader(stack)
             with progress(console, stack, song) as refresh:
@@ -106,7 +105,8 @@ def run_demo(
             if as_json:
                 print(json.dumps(summary(song, mix, checks, page, elapsed_s)))
             if keep:
-                console.print(f"Still running. Ray dashboard: {stack.dashboard}. Ctrl-C ends it.")
+                console.print("Still running; Ctrl-C ends it.")
+                console.print(app.dashboard_line(stack.dashboard), soft_wrap=True)
                 app.run_until_signal(stack.service, stack.settings, lambda _line: None)
             else:
                 app.stop(stack.service, stack.settings, stack.settings.drain_timeout_s)
@@ -132,7 +132,7 @@ def make_uploads(folder: Path, seconds: float) -> Song:
     copy = folder / f"{first.name}-again{first.path.suffix}"
     shutil.copyfile(first.path, copy)
     text = folder / "lyrics.wav"
-    text.write_text("These are the lyrics, and not a sound.\n" * 100)
+    text.write_text("These are the lyrics and not a sound\n" * 100)
     return Song(
         stems,
         Upload(f"{first.name} again", copy, f"songs/demo/{copy.name}", first.encoding),
@@ -150,7 +150,8 @@ class LogReader:
         self.jobs = 0
 
     def read(self) -> None:
-        self._next, lines = ray.get(self._ingress.log_lines.remote(self._next))
+        ask = self._ingress.log_lines.options(enable_task_events=False)
+        self._next, lines = ray.get(ask.remote(self._next))
         for line in lines:
             entry = json.loads(line)
             subject = entry.get("stemId") or entry.get("stageId")
@@ -341,11 +342,11 @@ def show(
 ) -> None:
     """The table by stem, and the expectations."""
     stages = ("queue", "download", "work", "upload", "webhook")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("stem", "hash", "outcome", "seconds", "waveform"):
-        table.add_column(column, no_wrap=True, justify="right" if column == "seconds" else "left")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("stem", "hash", "outcome", "s", "waveform"):
+        table.add_column(column, no_wrap=True, justify="right" if column == "s" else "left")
     for stage in ("queue", "load", "work", "store", "hook"):
-        table.add_column(f"{stage}\nms", justify="right")
+        table.add_column(f"{stage}\nms", no_wrap=True, min_width=5, justify="right")
     for upload in song.uploads:
         view = _track(song, upload)
         table.add_row(
@@ -397,7 +398,7 @@ def _milliseconds(seconds: dict[str, float], stages: tuple[str, ...]) -> Iterato
         yield f"{sum(spent) * 1000:.0f}" if spent else ""
 
 
-def _spark(peaks: list[float], width: int = 12) -> str:
+def _spark(peaks: list[float], width: int = 10) -> str:
     step = len(peaks) / width
     columns = [peaks[int(i * step) : int((i + 1) * step)] for i in range(width)] if peaks else []
     return "".join(" ▁▂▃▄▅▆▇█"[round(max(column) * 8)] for column in columns)

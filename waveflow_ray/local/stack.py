@@ -91,7 +91,7 @@ def run_local(
         for name, value in stack.env.items():
             print(f"export {name}={value}")
         print(f"\nWebhooks are written to {journal}")
-        print(f"Ray dashboard: {stack.dashboard}")
+        print(app.dashboard_line(stack.dashboard))
         print("Try: aws s3 cp drums.wav s3://$S3_BUCKET_NAME/songs/drums.wav")
         print("     waveflow enqueue hash songs/drums.wav --stage-id my-stage")
         print("Ctrl-C drains and ends it.\n", flush=True)

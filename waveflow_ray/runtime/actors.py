@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Answer, Poster, Verdict
 
 logger = logging.getLogger(__name__)
+
+LOG_LOOK_S = 0.1
 
 
 class ReporterActor:
@@ -70,14 +73,26 @@ class IngressActor:
         queue = {"visible": facts.visible, "in_flight": facts.in_flight, "delayed": facts.delayed}
         return self._ingress.status() | {"queue": queue}
 
-    async def log_lines(self, after: int) -> tuple[int, list[str]]:
-        """Log lines from number `after` on, and the number to ask for next."""
-        return self._tail.after(after)
+    async def log_lines(self, after: int, wait_s: float = 0.0) -> tuple[int, list[str]]:
+        """Log lines from number `after` on, and the number to ask for next.
+
+        Args:
+            wait_s: if there are none yet, wait so long for some.
+        """
+        deadline = time.monotonic() + wait_s
+        while True:
+            following, lines = self._tail.after(after)
+            if lines or time.monotonic() >= deadline:
+                return following, lines
+            await asyncio.sleep(LOG_LOOK_S)
 
     async def _post(self, webhook: Webhook) -> Answer:
         index = zlib.crc32(webhook.subject.encode()) % len(self._reporters)
         try:
-            answer: Answer = await self._reporters[index].post.remote(webhook)
+            post: Any = self._reporters[index].post.options(
+                name=f"{webhook.path} {webhook.subject}"
+            )
+            answer: Answer = await post.remote(webhook)
         except ray.exceptions.RayError as error:  # the reporter died; Ray starts it again
             return Answer(Verdict.FAULT, f"{type(error).__name__}: {error}")
         return answer

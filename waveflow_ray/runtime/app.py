@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,7 +21,8 @@ from waveflow_ray.runtime.actors import Service, find_actors, start_actors
 from waveflow_ray.runtime.placement import NAMESPACE
 from waveflow_ray.settings import Settings
 
-LOG_POLL_S = 0.2
+LOG_WAIT_S = 5.0
+SIGNAL_LOOK_S = 0.2
 READY_TIMEOUT_S = 60.0
 STATUS_TIMEOUT_S = 30.0
 POLL_MARGIN_S = 45.0
@@ -102,6 +102,11 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
     return f"http://{url}" if url else ""
 
 
+def dashboard_line(url: str) -> str:
+    """Where the Ray dashboard is, for people."""
+    return f"Ray dashboard: {url} (`ray get-auth-token` prints the token it asks for)"
+
+
 def start(settings: Settings, *, detached: bool) -> Service:
     """Start the actors and wait until the queue is being polled.
 
@@ -159,15 +164,17 @@ def run_until_signal(service: Service, settings: Settings, print_line: Print) ->
     number = 0
     draining: Any = None
     with _signals() as received:
+        lines = _ask_for_lines(service, number, LOG_WAIT_S)
         while True:
             if received and draining is None:
                 draining = service.ingress.drain.remote(settings.drain_timeout_s)
-            done = draining is not None and bool(ray.wait([draining], timeout=0)[0])
-            number = _print_new_lines(service.ingress, number, print_line)
-            if done:
+            if ray.wait([lines], timeout=SIGNAL_LOOK_S)[0]:
+                number = _print_lines(service, lines, number, print_line)
+                lines = _ask_for_lines(service, number, LOG_WAIT_S)
+            if draining is not None and ray.wait([draining], timeout=0)[0]:
+                _print_lines(service, _ask_for_lines(service, number, 0.0), number, print_line)
                 _settle(draining, print_line)
                 return
-            time.sleep(LOG_POLL_S)
 
 
 def _settle(draining: Any, print_line: Print) -> None:
@@ -178,14 +185,19 @@ def _settle(draining: Any, print_line: Print) -> None:
         print_line(f"drain was cut short: {error}")
 
 
-def _print_new_lines(ingress: Any, number: int, print_line: Print) -> int:
+def _ask_for_lines(service: Service, number: int, wait_s: float) -> Any:
+    # Not shown in the dashboard's list of tasks: there it would only hide the jobs.
+    method = service.ingress.log_lines.options(enable_task_events=False)
+    return method.remote(number, wait_s)
+
+
+def _print_lines(service: Service, answer: Any, number: int, print_line: Print) -> int:
+    """Print what came; returns the number of the next line."""
     try:
-        number, lines = ray.get(ingress.log_lines.remote(number), timeout=10)
-    except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
-        return 0  # Ray is starting it again; its lines count from 0 then
+        number, lines = ray.get(answer)
     except ray.exceptions.RayActorError:
-        _check_alive(ingress)
-        return 0
+        _check_alive(service.ingress)
+        return 0  # Ray started it again; its lines count from 0 then
     for line in lines:
         print_line(line)
     return number

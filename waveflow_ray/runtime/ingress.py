@@ -33,6 +33,7 @@ LONGEST_RETRY_DELAY_S = 300
 LOOK_AGAIN_S = (1.0, 2.0, 4.0)
 """A missing object may be an upload that is just ending; a person is waiting, so not longer."""
 TROUBLE_PAUSE_S = 2.0
+STAGES = ("queue", "download", "work", "upload", "webhook")
 SLOTS_EVERY_S = 2.0
 
 
@@ -342,7 +343,7 @@ class Ingress:
             "error": error and error.message,
             "detail": (error and error.detail) or None,
             "attempt": held.receives,
-            "seconds": {stage: round(s, 3) for stage, s in usage.seconds.items()},
+            "seconds": {s: round(usage.seconds[s], 3) for s in STAGES if s in usage.seconds},
             "bytes_in": usage.bytes_in or None,
             "bytes_out": usage.bytes_out or None,
             "audio_s": round(usage.audio_s, 3) or None,
