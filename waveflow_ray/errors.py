@@ -84,5 +84,11 @@ class JobError(Exception):
         }
 
 
+def internal_error(detail: str) -> JobError:
+    """A fault of ours, or of what we run on; `detail` is for the engineer."""
+    message = "Something went wrong on our side; please try again."
+    return JobError(ErrorCode.INTERNAL_ERROR, message, detail)
+
+
 class ConfigurationError(Exception):
     """A setting is missing or wrong; the text names the variable, its value and what is allowed."""

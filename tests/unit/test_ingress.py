@@ -706,6 +706,22 @@ def test_without_a_dead_letter_queue_a_rejection_about_nobody_stays() -> None:
     run(main())
 
 
+def test_a_failure_that_nobody_is_told_of_is_kept() -> None:
+    """A mix without a stage has no webhook; its failure is found in the dead-letter queue."""
+
+    async def main() -> None:
+        async with Service() as service:
+            service.executor.plan["mix-1"] = [PERMANENT]
+            service.queue.put(mix_job(stageId=None))
+            await service.until_done()
+            assert [(m, code) for m, code, _ in service.queue.buried] == [
+                ("m1", "undecodable_audio")
+            ]
+            assert service.server.sent == []
+
+    run(main())
+
+
 def test_without_a_dead_letter_queue_a_reported_failure_is_deleted() -> None:
     """Who waits for it knows; and what was kept nowhere is not counted as kept."""
 

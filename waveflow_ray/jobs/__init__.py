@@ -6,7 +6,7 @@ import logging
 import traceback
 from typing import Any
 
-from waveflow_ray.errors import ErrorCode, JobError
+from waveflow_ray.errors import ErrorCode, JobError, internal_error
 from waveflow_ray.jobs import analysis, duplicate, hash, maintenance, mix
 from waveflow_ray.jobs.work import TimeUp, Work, reset_peak_memory, time_limit
 from waveflow_ray.messages import (
@@ -97,8 +97,4 @@ def _timeout(settings: Settings) -> JobError:
 
 def _internal(error: Exception) -> JobError:
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return JobError(
-        ErrorCode.INTERNAL_ERROR,
-        "Something went wrong on our side; please try again.",
-        f"{type(error).__name__}: {error} at {where.name}:{where.lineno}",
-    )
+    return internal_error(f"{type(error).__name__}: {error} at {where.name}:{where.lineno}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from waveflow_ray.errors import ErrorCode, JobError
+from waveflow_ray.errors import ErrorCode, JobError, internal_error
 from waveflow_ray.jobs.mix import Cell, Render, Window, cell_windows, resumed
 from waveflow_ray.jobs.work import TimeUp, Work, time_limit
 from waveflow_ray.runtime.placement import CELL, LOST_WORKER, TRIES
@@ -87,8 +87,4 @@ def _cell_lost(cell: Cell, error: Exception) -> JobError:
             f"One of these stems stopped the program that reads it: {names}.",
             str(error)[:500],
         )
-    return JobError(
-        ErrorCode.INTERNAL_ERROR,
-        "Something went wrong on our side; please try again.",
-        f"{names}: {type(error).__name__}: {str(error)[:500]}",
-    )
+    return internal_error(f"{names}: {type(error).__name__}: {str(error)[:500]}")

@@ -10,7 +10,7 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from waveflow_ray.errors import ErrorCode, JobError
+from waveflow_ray.errors import internal_error
 from waveflow_ray.messages import AnalysisJob, CleanupJob, HealthJob, Job
 from waveflow_ray.outcomes import Outcome, failed, lost_worker
 from waveflow_ray.runtime.ingress import Slots
@@ -54,9 +54,7 @@ class RayExecutor:
                 logger.warning("a worker was lost", extra={"fields": fields})
         if isinstance(error, LOST_WORKER):
             return failed(job, lost_worker(job, TRIES))
-        cause = f"{type(error).__name__}: {str(error)[:500]}"
-        message = "Something went wrong on our side; please try again."
-        return failed(job, JobError(ErrorCode.INTERNAL_ERROR, message, cause))
+        return failed(job, internal_error(f"{type(error).__name__}: {str(error)[:500]}"))
 
     async def warm_up(self) -> None:
         """Start a worker for every CPU there is, so that the first jobs find them ready."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from waveflow_ray.aws.sqs import BATCH, Message, QueueError, QueueFacts
-from waveflow_ray.errors import ErrorCode
+from waveflow_ray.errors import ErrorCode, internal_error
 from waveflow_ray.messages import AnalysisJob, CleanupJob, Job, MixJob, RejectedJob, parse
 from waveflow_ray.outcomes import Outcome, failed
 from waveflow_ray.runtime.courier import Courier, Delivery
@@ -261,10 +261,7 @@ class Ingress:
             async with pool.one():
                 held.stage = "running"
                 queue_s = queue_s or held.message.age_s + time.monotonic() - held.received
-                if isinstance(job, CleanupJob):
-                    outcome = await self.executor.clean()
-                else:
-                    outcome = await self.executor.run(job)
+                outcome = await self._attempt(job)
             outcome.usage.seconds["queue"] = queue_s
             missing = outcome.error and outcome.error.code is ErrorCode.OBJECT_NOT_FOUND
             if not missing or pause_s is None:
@@ -272,6 +269,15 @@ class Ingress:
             held.stage = "pausing"
             await self._sleep(pause_s)
         return outcome
+
+    async def _attempt(self, job: Job) -> Outcome:
+        try:
+            if isinstance(job, CleanupJob):
+                return await self.executor.clean()
+            return await self.executor.run(job)
+        except Exception as error:
+            logger.exception("job %s could not be run", job.job_id)
+            return failed(job, internal_error(f"{type(error).__name__}: {error}"))
 
     def _tries_again(self, held: Held, outcome: Outcome) -> bool:
         if outcome.error is None or not outcome.error.retryable:
@@ -321,7 +327,10 @@ class Ingress:
             code = "webhook_refused" if refused else "webhook_undelivered"
             return code, delivery.answer.text
         error = outcome.error
-        if error is not None and (error.retryable or isinstance(job, RejectedJob)):
+        if error is None:
+            return None
+        # A failure that nobody is told of, a mix without a stage, is kept as well.
+        if error.retryable or isinstance(job, RejectedJob) or outcome.webhook is None:
             return str(error.code), str(error)
         return None
 

@@ -22,9 +22,20 @@ REPORTER = "reporter-"
 
 LIGHT_CPUS = 0.2
 HEAVY_CPUS = 0.8
-TASK: dict[str, Any] = {"max_retries": 0, "max_calls": 100}
-LIGHT = {**TASK, "num_cpus": LIGHT_CPUS, "memory": 150 * 2**20}
-HEAVY = {**TASK, "num_cpus": HEAVY_CPUS, "memory": 500 * 2**20}
+# A worker is renewed after so many jobs, against leaks in what decodes. A new one costs over a
+# second of CPU: after 100 hash jobs that would be more than the jobs themselves.
+LIGHT: dict[str, Any] = {
+    "max_retries": 0,
+    "max_calls": 5000,
+    "num_cpus": LIGHT_CPUS,
+    "memory": 150 * 2**20,
+}
+HEAVY: dict[str, Any] = {
+    "max_retries": 0,
+    "max_calls": 250,
+    "num_cpus": HEAVY_CPUS,
+    "memory": 500 * 2**20,
+}
 CELL: dict[str, Any] = {
     "max_retries": 0,
     "num_cpus": HEAVY_CPUS,
