@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +287,25 @@ def test_a_job_that_takes_too_long_is_ended(world: World, settings: Settings) ->
     impatient = settings.model_copy(update={"job_timeout_s": 0.001})
     assert error_code(perform(analysis_job("f/long.flac"), impatient)) == "timeout"
     assert list(settings.scratch_dir.iterdir()) == []
+
+
+HANGS = """
+import signal, sys, time
+from waveflow_ray.jobs import work
+work.HARD_STOP_GRACE_S = 0.2
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # as if in C: no exception comes
+with work.time_limit(0.1, hard=True):
+    time.sleep(60)
+"""
+
+
+def test_a_worker_that_hangs_beyond_its_limit_ends_itself() -> None:
+    """Code that no exception reaches is ended with its process, and the log says where it was."""
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode != 0
+    assert "Timeout" in done.stderr
 
 
 def test_health_tells_what_is_wrong(settings: Settings) -> None:

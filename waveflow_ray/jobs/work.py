@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import platform
 import resource
@@ -19,6 +20,7 @@ from waveflow_ray.outcomes import Usage
 from waveflow_ray.settings import Settings
 
 HARD_STOP_GRACE_S = 10.0
+STDERR = 2
 
 
 class TimeUp(BaseException):
@@ -74,7 +76,8 @@ def time_limit(seconds: float, hard: bool = False) -> Iterator[None]:
     Args:
         seconds: of wall time.
         hard: a decoder that hangs inside C never sees the exception; then, a little later, the
-            process ends itself, which costs this job alone. For worker processes only.
+            process writes where it hangs to its log and ends, which costs this job alone. For
+            worker processes only.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -84,17 +87,16 @@ def time_limit(seconds: float, hard: bool = False) -> Iterator[None]:
         raise TimeUp
 
     before = signal.signal(signal.SIGALRM, ring)
-    watchdog = threading.Timer(seconds + HARD_STOP_GRACE_S, os._exit, args=(124,))
-    watchdog.daemon = True
     if hard:
-        watchdog.start()
+        faulthandler.dump_traceback_later(seconds + HARD_STOP_GRACE_S, exit=True, file=STDERR)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        watchdog.cancel()
+        if hard:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def reset_peak_memory() -> None:
