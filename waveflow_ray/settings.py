@@ -7,15 +7,28 @@ keeps the two in step.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, HttpUrl, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    HttpUrl,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from waveflow_ray.errors import ConfigurationError
 
+SECRET_PREFIX = "whsec_"
+SECRETS = ("WEBHOOK_SECRET", "WEBHOOK_TOKEN")
 DEFAULT_MIME_TYPES = ("audio/wav", "audio/flac", "audio/ogg", "audio/mpeg", "audio/aiff")
 
 
@@ -46,6 +59,14 @@ class Settings(BaseSettings):
     )
     webhook_url: str = Field(
         description="Base address of the main server; the three webhook paths are appended."
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signs webhooks as Standard Webhooks does: `whsec_` and 24 to 64 bytes in "
+        "base64. Several, separated by spaces, while secrets are rotated.",
+    )
+    webhook_token: SecretStr | None = Field(
+        None, description="Sent with every webhook as `Authorization: Bearer …`."
     )
     webhook_timeout_s: float = Field(
         30.0, gt=0, le=300, description="Longest wait for the answer to one webhook."
@@ -152,6 +173,20 @@ class Settings(BaseSettings):
         TypeAdapter(HttpUrl).validate_python(value)
         return value.rstrip("/")
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _readable_secrets(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            signing_keys(value.get_secret_value())
+        return value
+
+    @field_validator("webhook_token")
+    @classmethod
+    def _one_word(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+            raise ValueError("a token is one word of ASCII characters")
+        return value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: Any) -> Any:
@@ -166,10 +201,32 @@ class Settings(BaseSettings):
             raise ValueError("SQS_QUEUE_URL: not set; give the queue's URL, or SQS_QUEUE_NAME")
         return self
 
+    def without_secrets(self) -> Settings:
+        """The same for those who send no webhooks: jobs, and all that Ray shows of them."""
+        return self.model_copy(update={"webhook_secret": None, "webhook_token": None})
+
     @property
     def max_file_size_bytes(self) -> int:
         """`max_file_size_mb` in bytes (1 MB is 2²⁰ bytes, as in the Celery worker)."""
         return self.max_file_size_mb * 1024 * 1024
+
+
+def signing_keys(secrets: str) -> list[bytes]:
+    """The keys in WEBHOOK_SECRET, the newest first.
+
+    Raises:
+        ValueError: one of them is no secret in the form of Standard Webhooks.
+    """
+    keys = []
+    for secret in secrets.split():
+        try:
+            key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
+        except binascii.Error:
+            key = b""
+        if not secret.startswith(SECRET_PREFIX) or not 24 <= len(key) <= 64:
+            raise ValueError(f"a secret is '{SECRET_PREFIX}' and base64 of 24 to 64 bytes")
+        keys.append(key)
+    return keys
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -189,7 +246,8 @@ def load_settings(**overrides: Any) -> Settings:
             elif not name:
                 lines.append(item["msg"].removeprefix("Value error, "))
             else:
-                lines.append(f"{name}={item['input']!s}: {item['msg']}; {_meaning(name)}")
+                value = "(hidden)" if name in SECRETS else item["input"]
+                lines.append(f"{name}={value}: {item['msg']}; {_meaning(name)}")
         raise ConfigurationError("\n".join(lines)) from None
 
 

@@ -6,7 +6,10 @@ The rules come from how the production server behaves; docs/messages.md lists th
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import json
+import time
 from collections import OrderedDict
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ import aiohttp
 from waveflow_ray.outcomes import HASH_CHECK, Webhook
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 CONNECT_TIMEOUT_S = 5.0
 KEEPALIVE_S = 4.0  # the main server closes idle connections after 5 s; we are first
@@ -62,6 +65,16 @@ def judge(webhook: Webhook, status: int, body: bytes) -> Verdict:
     return Verdict.FAULT
 
 
+def signature(keys: Sequence[bytes], webhook_id: str, timestamp: str, body: bytes) -> str:
+    """The ``webhook-signature`` header of Standard Webhooks 1.0, one signature for each key.
+
+    HMAC-SHA256 of ``id.timestamp.body``, in base64, behind ``v1,``.
+    """
+    content = f"{webhook_id}.{timestamp}.".encode() + body
+    digests = (hmac.digest(key, content, "sha256") for key in keys)
+    return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
+
+
 def _says_error(body: bytes) -> bool:
     try:
         answer = json.loads(body)
@@ -90,10 +103,27 @@ class Poster:
 
     Remembers what was delivered and what was tried: the same event is never sent after it was
     delivered, and is sent byte for byte as at first, also when the job was done again meanwhile.
+
+    Args:
+        base_url: WEBHOOK_URL, without a slash at its end.
+        timeout_s: for one attempt, from connecting to the end of the answer.
+        keys: sign every webhook with each of these.
+        token: sent as ``Authorization: Bearer``.
+        clock: seconds since 1970, for ``webhook-timestamp``.
     """
 
-    def __init__(self, base_url: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        timeout_s: float,
+        keys: Sequence[bytes] = (),
+        token: str | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.base_url = base_url
+        self._keys = keys
+        self._token = token
+        self._clock = clock
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         self._session: aiohttp.ClientSession | None = None
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
@@ -129,7 +159,7 @@ class Poster:
     async def _send(self, webhook: Webhook, body: bytes) -> Answer:
         session = self._open_session()
         url = self.base_url + webhook.path
-        headers = {"Content-Type": "application/json", "webhook-id": webhook.id}
+        headers = self._headers(webhook.id, body)
         for last in (False, True):
             try:
                 async with session.post(
@@ -148,6 +178,19 @@ class Poster:
             except (aiohttp.ClientError, TimeoutError) as error:
                 return _away(error)
         raise AssertionError("unreachable")
+
+    def _headers(self, webhook_id: str, body: bytes) -> dict[str, str]:
+        timestamp = str(int(self._clock()))
+        headers = {
+            "Content-Type": "application/json",
+            "webhook-id": webhook_id,
+            "webhook-timestamp": timestamp,
+        }
+        if self._keys:
+            headers["webhook-signature"] = signature(self._keys, webhook_id, timestamp, body)
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token}"
+        return headers
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

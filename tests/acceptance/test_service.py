@@ -26,6 +26,10 @@ from tests.support import (
     wait_until,
 )
 from waveflow_ray.messages import AnalysisJob, HashJob, MixJob, envelope
+from waveflow_ray.settings import signing_keys
+from waveflow_ray.webhooks import signature
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
 
@@ -123,7 +127,8 @@ def test_every_message_shape_ends_in_the_webhooks_of_the_contract(
         {"task": "app.tasks.process_audio_analysis", "filepath": "up/a.wav"},
     ]
     with receiver() as main_server:
-        with service(world.env | {"WEBHOOK_URL": main_server.url + "/"}, tmp_path) as running:
+        env = {"WEBHOOK_URL": main_server.url + "/", "WEBHOOK_SECRET": SECRET}
+        with service(world.env | env, tmp_path) as running:
             for message in messages:
                 world.queue.send(json.dumps(message))
             world.queue.send(base64.b64encode(json.dumps(celery_2_base64).encode()).decode())
@@ -138,6 +143,10 @@ def test_every_message_shape_ends_in_the_webhooks_of_the_contract(
     for webhook in main_server.received:
         assert webhook.headers["content-type"] == "application/json"
         assert webhook.headers["webhook-id"].startswith("msg_")
+        sent = (webhook.headers[f"webhook-{name}"] for name in ("id", "timestamp"))
+        assert webhook.headers["webhook-signature"] == signature(
+            signing_keys(SECRET), *sent, webhook.body
+        )
     assert got["/hash-check", "s-env"] == {
         "stemId": "s-env",
         "userId": None,

@@ -125,6 +125,38 @@ def test_a_wrong_value_is_named_with_what_is_allowed(
     assert (Settings.model_fields[name.lower()].description or "?") in text
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WEBHOOK_SECRET", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+        ("WEBHOOK_SECRET", "whsec_c2hvcnQ="),
+        ("WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw whsec_%%%"),
+        ("WEBHOOK_TOKEN", "two words"),
+    ],
+)
+def test_a_wrong_secret_is_refused_and_not_shown(
+    env: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """The error names the variable; a log of it must not tell the secret."""
+    env.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings()
+    assert str(caught.value).startswith(f"{name}=(hidden): ")
+    assert value not in str(caught.value)
+
+
+def test_secrets_stay_with_those_who_need_them(env: pytest.MonkeyPatch) -> None:
+    """Not in what is printed of the settings, and not in what jobs get of them."""
+    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    env.setenv("WEBHOOK_SECRET", secret)
+    env.setenv("WEBHOOK_TOKEN", "t0ken")
+    settings = load_settings()
+    assert secret not in repr(settings)
+    assert "t0ken" not in repr(settings)
+    assert settings.without_secrets().webhook_secret is None
+    assert settings.without_secrets().webhook_token is None
+
+
 def test_every_wrong_variable_has_its_line(env: pytest.MonkeyPatch) -> None:
     """All mistakes at once, so that nobody has to start it again and again."""
     env.delenv("S3_BUCKET_NAME")

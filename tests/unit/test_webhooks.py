@@ -12,7 +12,8 @@ import pytest
 
 from tests.unit.fakes import webhook_of
 from waveflow_ray.outcomes import COMPLETION, HASH_CHECK, MIXING_COMPLETE, Status
-from waveflow_ray.webhooks import Answer, Poster, Verdict, judge
+from waveflow_ray.settings import signing_keys
+from waveflow_ray.webhooks import Answer, Poster, Verdict, judge, signature
 
 DELIVERED, AWAY, FAULT, REFUSED = (
     Verdict.DELIVERED,
@@ -218,6 +219,41 @@ def test_status_error_after_a_success_means_lost(
 
 
 # --- posting
+
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OTHER = "whsec_" + "QUJD" * 11
+
+
+def test_signatures_are_those_of_standard_webhooks() -> None:
+    """The example of the specification's own libraries; several secrets give several signatures."""
+    message = ("msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", b'{"test": 2432232314}')
+    expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    assert signature(signing_keys(SECRET), *message) == expected
+    rotating = signature(signing_keys(f"{OTHER} {SECRET}"), *message)
+    assert rotating.split(" ")[1] == expected
+    assert len(rotating.split(" ")) == 2
+
+
+def test_what_is_secret_travels_in_headers_only() -> None:
+    """Signature, time of sending and bearer token; without secrets none of them but the time."""
+
+    async def main() -> None:
+        webhook = webhook_of("msg_17", body=b'{"a":1}')
+        async with HttpServer(Reply(), Reply()) as server:
+            keys = signing_keys(SECRET)
+            async with Poster(server.url, 60, keys, "t0ken", clock=lambda: 1700000000.9) as poster:
+                await poster.post(webhook)
+            async with Poster(server.url, 60) as poster:
+                await poster.post(webhook)
+        signed, plain = (request.headers for request in server.requests)
+        assert signed["webhook-timestamp"] == "1700000000"
+        assert signed["webhook-signature"] == signature(keys, "msg_17", "1700000000", b'{"a":1}')
+        assert signed["authorization"] == "Bearer t0ken"
+        assert int(plain["webhook-timestamp"]) > 1700000000
+        assert not {"webhook-signature", "authorization"} & plain.keys()
+
+    run(main())
 
 
 def test_a_webhook_arrives_as_it_was_made() -> None:

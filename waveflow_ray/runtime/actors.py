@@ -20,7 +20,7 @@ from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.placement import ACTOR, INGRESS, REPORTER
-from waveflow_ray.settings import Settings
+from waveflow_ray.settings import Settings, signing_keys
 from waveflow_ray.webhooks import Answer, Poster, Verdict
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,13 @@ class ReporterActor:
 
     def __init__(self, settings: Settings) -> None:
         configure_logging(settings.log_level, settings.log_format)
-        self._poster = Poster(settings.webhook_url, settings.webhook_timeout_s)
+        secrets, token = settings.webhook_secret, settings.webhook_token
+        self._poster = Poster(
+            settings.webhook_url,
+            settings.webhook_timeout_s,
+            keys=signing_keys(secrets.get_secret_value()) if secrets else (),
+            token=token.get_secret_value() if token else None,
+        )
 
     async def post(self, webhook: Webhook) -> Answer:
         return await self._poster.post(webhook)
@@ -127,7 +133,9 @@ def start_actors(settings: Settings, *, detached: bool) -> Service:
         ray.remote(**options)(ReporterActor).options(name=name).remote(settings)
         for name in reporter_names(settings)
     ]
-    ingress = ray.remote(**options)(IngressActor).options(name=INGRESS).remote(settings)
+    ingress = (
+        ray.remote(**options)(IngressActor).options(name=INGRESS).remote(settings.without_secrets())
+    )
     return Service(ingress, reporters)
 
 
