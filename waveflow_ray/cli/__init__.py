@@ -18,7 +18,7 @@ app = typer.Typer(
     name="waveflow",
     help="WaveFlow's audio service: hashes, waveforms and mixes on Ray, from SQS and S3.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
