@@ -303,30 +303,3 @@ def test_a_refusal_after_an_outage_is_final() -> None:
         assert (delivery.delivered, delivery.answer, delivery.attempts) == (False, refused, 2)
 
     run(main())
-
-
-def test_one_webhook_that_the_server_dies_of_does_not_stop_the_others() -> None:
-    """A gateway answers 502 to one of them for ever: the rest get through, it is given up."""
-
-    class Gateway(FakeServer):
-        async def post(self, webhook: Webhook) -> Answer:
-            answer = await super().post(webhook)
-            return AWAY if webhook.subject == "stem:poison" else answer
-
-    async def main() -> None:
-        server = Gateway()
-        courier = courier_to(server, webhook_give_up_s=600)
-        poison = asyncio.create_task(courier.deliver(webhook_of("poison", subject="stem:poison")))
-        await settle(0.05)
-        for _ in range(80):
-            began = now()
-            others = await asyncio.gather(*deliveries(courier, 5))
-            assert all(delivery.delivered for delivery in others)
-            assert now() - began < 30
-            await settle(10)
-        assert courier.breaker.closed.is_set()
-        assert poison.done()
-        assert not poison.result().delivered
-        assert poison.result().answer == AWAY
-
-    run(main())

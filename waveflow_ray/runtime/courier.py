@@ -42,7 +42,6 @@ class Breaker:
         self._probing = False
         self.closed = asyncio.Event()
         self.closed.set()
-        self.answered = 0  # webhooks that the server was there for
         self._free = asyncio.Event()
 
     @asynccontextmanager
@@ -73,9 +72,7 @@ class Breaker:
                 self.closed.clear()
             elif self._probing:
                 self._pause_s = min(self._pause_s * 2, self._max_pause_s)
-            return
-        self.answered += 1
-        if not self.closed.is_set():
+        elif not self.closed.is_set():
             logger.info("the main server is back")
             self.closed.set()
             self._free.set()
@@ -103,28 +100,19 @@ class Courier:
         attempts = 0
         pause_s = self._settings.webhook_pause_s
         faulty_since: float | None = None
-        answered: int | None = None  # what the breaker had counted when this was last away
         while True:
             async with self.breaker.attempt():
                 answer = await self._post(webhook)
-                attempts += 1
-                # The server was there for others since: then it is this webhook that it fails at,
-                # and the others need not wait.
-                is_away = answer.verdict is Verdict.AWAY
-                is_fault = is_away and answered is not None and self.breaker.answered > answered
-                if not is_fault:
-                    self.breaker.record(answer)
+                self.breaker.record(answer)
+            attempts += 1
             if answer.verdict is Verdict.DELIVERED:
                 return Delivery(True, answer, attempts)
             if answer.verdict is Verdict.REFUSED:
                 return Delivery(False, answer, attempts)
             self.retries += 1
-            if is_away:
-                answered = self.breaker.answered
-            if is_away and not is_fault:
+            if answer.verdict is Verdict.AWAY:
                 faulty_since = None
-                await self._sleep(0)  # let the others probe first; the breaker makes this one wait
-                continue
+                continue  # the breaker makes it wait
             now = self._clock()
             faulty_since = now if faulty_since is None else faulty_since
             if now - faulty_since >= self._settings.webhook_give_up_s:
