@@ -14,23 +14,23 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     StrictInt,
     StrictStr,
     ValidationError,
+    model_validator,
 )
 
+from waveflow_ray.audio.spec import Key, MixSpec, StemSpec
 from waveflow_ray.errors import ErrorCode, JobError
 
 logger = logging.getLogger(__name__)
 
-MAX_S3_KEY_BYTES = 1024
 MAX_DEPTH = 20
 MAX_STEMS = 512
 """All their keys go back in one webhook, of which the main server takes 100 kB."""
@@ -39,15 +39,6 @@ MAX_QUOTE = 100
 Id = Annotated[StrictStr, Field(min_length=1)] | StrictInt
 """An id of the main server's. Never null or empty: the server would act on another record."""
 
-
-def _short_enough(key: str) -> str:
-    if len(key.encode()) > MAX_S3_KEY_BYTES:
-        raise ValueError(f"longer than {MAX_S3_KEY_BYTES} bytes")
-    return key
-
-
-Key = Annotated[StrictStr, Field(min_length=1), AfterValidator(_short_enough)]
-"""An object's key in the bucket."""
 
 Kind = Literal["hash", "duplicate", "analysis", "mix", "health", "cleanup", "rejected"]
 
@@ -78,8 +69,13 @@ class Job(BaseModel):
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the task, the id and the fields: equal for the same job sent twice."""
-        content = [self.task, self.model_dump(mode="json")]
+        content = [self.task, self.content]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The fields that make this job another than the next, as JSON values."""
+        return self.model_dump(mode="json")
 
 
 class StemJob(Job):
@@ -132,8 +128,12 @@ class AnalysisJob(StemJob):
     upstreamId: Any = None  # noqa: N815 - the wire's name
 
 
-class MixJob(Job):
-    """Mix the stems of a stage into one file."""
+class MixJob(MixSpec, Job):
+    """Mix the stems of a stage into one file.
+
+    The stems are named by `stem_paths`, or by `stems` with how each is to sound; whichever is
+    missing is filled in from the other.
+    """
 
     kind = "mix"
     task = "app.tasks.mix_stems_and_upload"
@@ -142,6 +142,23 @@ class MixJob(Job):
     stageId: Id | None = None  # noqa: N815 - the wire's name
     upstreamId: Any = None  # noqa: N815 - the wire's name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stems_by_either_name(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            if "stems" not in fields and isinstance(fields.get("stem_paths"), list | tuple):
+                stems = [{"path": path} for path in fields["stem_paths"]]
+                return fields | {"stems": stems}
+            if "stem_paths" not in fields:
+                return fields | {"stem_paths": stem_paths_of(fields)}
+        return fields
+
+    @model_validator(mode="after")
+    def _same_stems_by_both_names(self) -> Self:
+        if tuple(stem.path for stem in self.stems) != self.stem_paths:
+            raise ValueError("stems and stem_paths do not name the same stems in the same order")
+        return self
+
     @property
     def subject(self) -> str | None:
         return None if self.stageId is None else f"stage:{self.stageId}"
@@ -149,6 +166,16 @@ class MixJob(Job):
     @property
     def ids(self) -> dict[str, Any]:
         return {"stageId": self.stageId, "stems": len(self.stem_paths)}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What came later counts where it is used: older messages keep their fingerprint."""
+        fields = super().content
+        defaults = MixSpec(stems=tuple(StemSpec(path=path) for path in self.stem_paths))
+        for name, default in defaults.model_dump(mode="json").items():
+            if fields[name] == default:
+                del fields[name]
+        return fields
 
 
 class HealthJob(Job):
@@ -256,7 +283,7 @@ def parse(body: str, message_id: str) -> Job:
             code=ErrorCode.UNKNOWN_TASK,
             reason=f"There is no task named {_quoted(call.task)}.",
             fields=fields,
-            about_mix="stem_paths" in fields,
+            about_mix="stem_paths" in fields or "stems" in fields,
         )
     fields = _without_nulls(dict(zip(POSITIONAL[model], call.args, strict=False))) | fields
     unknown = fields.keys() - model.model_fields.keys()
@@ -386,13 +413,29 @@ def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def stem_paths_of(fields: dict[str, Any]) -> list[Any]:
+    """The keys that a mix message names, by whichever field, as far as they can be read."""
+    paths = fields.get("stem_paths")
+    if isinstance(paths, list | tuple):
+        return list(paths)
+    stems = fields.get("stems")
+    if not isinstance(stems, list):
+        return []
+    return [stem.get("path") for stem in stems if isinstance(stem, dict)]
+
+
 def _explain(
     model: type[Job], fields: dict[str, Any], error: ValidationError
 ) -> tuple[ErrorCode, str]:
-    if model is MixJob and not fields.get("stem_paths"):
-        return ErrorCode.NO_STEMS, "There are no stems to mix: 'stem_paths' is missing or empty."
+    if model is MixJob and not fields.get("stem_paths") and not fields.get("stems"):
+        return (
+            ErrorCode.NO_STEMS,
+            "There are no stems to mix: 'stem_paths' and 'stems' are missing or empty.",
+        )
     problems = "; ".join(
-        f"'{'.'.join(str(part) for part in item['loc'][:2])}': {item['msg']}"
+        # A problem of several fields together has no place of its own.
+        (f"'{'.'.join(str(part) for part in item['loc'][:3])}': " if item["loc"] else "")
+        + item["msg"].removeprefix("Value error, ")
         for item in error.errors()[:3]
     )
     return ErrorCode.INVALID_MESSAGE, f"The message for {model.task} is not valid: {problems}."

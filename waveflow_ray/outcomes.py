@@ -11,7 +11,15 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from waveflow_ray.errors import ErrorCode, JobError
-from waveflow_ray.messages import AnalysisJob, DuplicateJob, HashJob, Job, MixJob, RejectedJob
+from waveflow_ray.messages import (
+    AnalysisJob,
+    DuplicateJob,
+    HashJob,
+    Job,
+    MixJob,
+    RejectedJob,
+    stem_paths_of,
+)
 
 HASH_CHECK = "/hash-check"
 COMPLETION = "/completion"
@@ -105,7 +113,7 @@ def success(job: Job, result: dict[str, Any], processing_s: float) -> Webhook | 
 
     Args:
         result: what the job found. hash: ``audio_hash``. analysis: the ``result`` object as
-            it goes out. mix: ``mixed_file_path``, ``waveform_data_path``.
+            it goes out. mix: ``mixed_file_path``, ``waveform_data_path``, ``result``.
         processing_s: seconds that the job took.
     """
     if isinstance(job, HashJob):
@@ -192,8 +200,7 @@ def _completion(fields: dict[str, Any], status: Status) -> dict[str, Any]:
 
 
 def _mixing(job: Job, fields: dict[str, Any], status: Status) -> dict[str, Any]:
-    paths = fields.get("stem_paths")
-    paths = list(paths) if isinstance(paths, list | tuple) else []
+    paths = stem_paths_of(fields)
     return {
         "stageId": fields.get("stageId"),
         "upstreamId": fields.get("upstreamId"),

@@ -1,33 +1,34 @@
 """The fixed-point bus: every stem of a mix on one grid of int32 samples.
 
 Integer addition is associative and commutative, so a mix does not depend on who adds up which
-stems in which order, nor on the size of blocks and windows. Each stem has headroom of 8 times
-full scale; with n stems the grid has ``28 - ceil(log2(n))`` fractional bits, so that all of
-them together fit: ``n * 8 * 2**bits <= 2**31``. 16-bit samples are on the grid as they are.
+stems in which order, nor on the size of blocks and windows. A stem at unity gain has headroom of
+8 times full scale, a louder one as much more as it is louder; with stems of weight w in all, the
+grid has ``28 - ceil(log2(w))`` fractional bits, so that all of them together fit:
+``w * 8 * 2**bits <= 2**31``. 16-bit samples at unity gain are on the grid as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
-from waveflow_ray.audio.decode import AudioReader, Block
-from waveflow_ray.errors import ErrorCode, JobError
+from waveflow_ray.audio.clip import Clip
+from waveflow_ray.audio.decode import Block
 
 Window = NDArray[np.int32]
 
 HEADROOM = 8
-"""Times full scale, in each stem. Float samples beyond are clipped; others never are."""
-WINDOW_S = 5
-BLOCK_FRAMES = 32 * 1024
-"""Smaller than when reading one file: as many stems as there are hold a block each."""
+"""Times full scale, in each stem at unity gain. Float samples beyond are clipped."""
+WINDOW_FRAMES = 1 << 19
+"""Length of the pieces in which sums are handed on: 4 MiB in stereo, 12 s at 44.1 kHz."""
 INT16_BITS = 15
-MAX_STEMS = 1 << (28 - INT16_BITS)
+MAX_WEIGHT = 1 << (28 - INT16_BITS)
 
 SURROUND_GAIN = 0.5**0.5
 _FIVE_ONE = {
@@ -38,15 +39,6 @@ _FIVE_ONE = {
 }
 
 
-class StreamInfo(Protocol):
-    """What has to be known of a stem to plan a mix: Hz and number of channels."""
-
-    @property
-    def sample_rate(self) -> int: ...
-    @property
-    def channels(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class MixFormat:
     """What all parts of one mix agree on.
@@ -54,144 +46,43 @@ class MixFormat:
     Attributes:
         sample_rate: in Hz.
         channels: 1 or 2.
-        stems: how many there are in the whole mix; decides the grid.
+        bits: fractional bits of the bus: 1.0 is ``2**bits``.
         window_frames: length of the pieces in which sums are handed on.
     """
 
     sample_rate: int
     channels: int
-    stems: int
+    bits: int
     window_frames: int
 
-    @property
-    def bits(self) -> int:
-        """Fractional bits of the bus."""
-        return fraction_bits(self.stems)
 
-
-def fraction_bits(n_stems: int) -> int:
-    """Fractional bits of a bus for that many stems, 15 to 28.
+def fraction_bits(weight: float) -> int:
+    """Fractional bits of a bus for stems of that weight (`Clip.weight`) in all, 15 to 28.
 
     Raises:
-        ValueError: for none, or more than 8,192, which 16 bits of each would not fit.
+        ValueError: for less than one stem, or more than 8,192, which 16 bits of each would
+            not fit.
     """
-    if not 1 <= n_stems <= MAX_STEMS:
-        raise ValueError(f"a mix has 1 to {MAX_STEMS} stems, not {n_stems}")
-    # (n - 1).bit_length() is ceil(log2(n)), exactly.
-    return 28 - (n_stems - 1).bit_length()
+    if not 1 <= weight <= MAX_WEIGHT:
+        raise ValueError(f"the stems of a mix weigh 1 to {MAX_WEIGHT}, not {weight:g}")
+    mantissa, exponent = math.frexp(weight)
+    return 28 - (exponent - 1 if mantissa == 0.5 else exponent)
 
 
-def mix_format(infos: Iterable[StreamInfo]) -> MixFormat:
-    """The format of a mix: the highest sample rate; stereo unless every stem is mono.
+def to_stereo(block: Block, container: str) -> Block:
+    """At most two channels. 5.1 becomes stereo by ITU-R BS.775 (centre and surrounds at -3 dB, no
+    low frequency effects), other layouts by averaging the odd channels into the left and the
+    even ones into the right; both so that full scale is not exceeded.
 
-    Raises:
-        JobError: no_stems, if there is none.
+    No matrix product: its rounding would depend on the block size.
+
+    Args:
+        container: as `AudioReader.container`; Vorbis has its channels in another order.
     """
-    stems = list(infos)
-    if not stems:
-        raise JobError(ErrorCode.NO_STEMS, "There are no stems to mix.")
-    rate = max(stem.sample_rate for stem in stems)
-    channels = 2 if any(stem.channels > 1 for stem in stems) else 1
-    return MixFormat(rate, channels, len(stems), WINDOW_S * rate)
-
-
-def stem_windows(reader: AudioReader, fmt: MixFormat) -> Iterator[Window]:
-    """One stem on the bus grid, resampled to the mix's rate (soxr, HQ) where it differs.
-
-    A mono stem is the same in both channels of a stereo mix, at unity gain. 5.1 becomes stereo
-    by ITU-R BS.775 (centre and surrounds at -3 dB, no low frequency effects), other layouts of
-    more than two channels by averaging the odd ones into the left and the even ones into the
-    right; both so that full scale is not exceeded.
-
-    Yields:
-        int32 ``(n, fmt.channels)``, 1.0 is ``2**fmt.bits``; n is ``fmt.window_frames`` but
-        for the last. Each is the caller's to keep.
-
-    Raises:
-        JobError: truncated_audio at the end if the stem breaks off; as `AudioReader.blocks`.
-    """
-    return group_windows([reader], fmt)
-
-
-def group_windows(readers: Sequence[AudioReader], fmt: MixFormat) -> Iterator[Window]:
-    """The sum of several stems, as `stem_windows`; the longest decides the length."""
-    feeds = [_Feed(reader, fmt) for reader in readers]
-    while True:
-        window = np.zeros((fmt.window_frames, fmt.channels), np.int32)
-        length = max((feed.add_to(window) for feed in feeds), default=0)
-        if length:
-            yield window[:length]
-        if length < fmt.window_frames:
-            return
-
-
-class _Feed:
-    """Adds a stem to window after window."""
-
-    def __init__(self, reader: AudioReader, fmt: MixFormat) -> None:
-        self._pieces = _naming(reader, _on_grid(reader, fmt))
-        self._rest: Window = np.empty((0, fmt.channels), np.int32)
-
-    def add_to(self, window: Window) -> int:
-        """Returns how many frames were there to add."""
-        at = 0
-        while at < len(window):
-            if not len(self._rest):
-                piece = next(self._pieces, None)
-                if piece is None:
-                    break
-                self._rest = piece
-            part = self._rest[: len(window) - at]
-            # A mono piece is added to both channels.
-            window[at : at + len(part)] += part
-            self._rest = self._rest[len(part) :]
-            at += len(part)
-        return at
-
-
-def _naming(reader: AudioReader, pieces: Iterator[Window]) -> Iterator[Window]:
-    """Errors in the midst of many stems say which one they are about."""
-    try:
-        yield from pieces
-    except JobError as error:
-        if not reader.name:
-            raise
-        name = reader.name.rsplit("/", 1)[-1]
-        message = f"Stem {name!r}: {error.message}"
-        raise JobError(error.code, message, error.detail or reader.name) from error
-
-
-def _on_grid(reader: AudioReader, fmt: MixFormat) -> Iterator[Window]:
-    """Blocks of a stem as int32 on the grid, ``(n, 1)`` or ``(n, 2)``."""
-    # Blocks of one size whatever the window: the resampler sees the same input always.
-    blocks = reader.blocks(BLOCK_FRAMES)
-    if reader.sample_rate == fmt.sample_rate:
-        for block in blocks:
-            yield _quantised(_to_stereo(block, reader.container), fmt.bits)
-    else:
-        channels = min(reader.channels, 2)
-        stream = soxr.ResampleStream(
-            reader.sample_rate, fmt.sample_rate, channels, dtype="float32", quality="HQ"
-        )
-        for block in blocks:
-            samples = _as_float(_to_stereo(block, reader.container))
-            yield _quantised(stream.resample_chunk(samples), fmt.bits)
-        tail = stream.resample_chunk(np.empty((0, channels), np.float32), last=True)
-        yield _quantised(tail, fmt.bits)
-    if reader.truncated:
-        raise JobError(
-            ErrorCode.TRUNCATED_AUDIO,
-            "The audio file breaks off before its end; please upload it again.",
-            reader.name,
-        )
-
-
-def _to_stereo(block: Block, container: str) -> Block:
-    """At most two channels. No matrix product: its rounding would depend on the block size."""
     channels = block.shape[1]
     if channels <= 2:
         return block
-    samples = _as_float(block)
+    samples = as_float(block)
     sides: Sequence[Sequence[int]]
     gains: Sequence[float]
     stereo = np.zeros((len(block), 2), np.float32)
@@ -208,17 +99,113 @@ def _to_stereo(block: Block, container: str) -> Block:
     return stereo
 
 
-def _as_float(block: Block) -> NDArray[np.float32]:
+def as_float(block: Block) -> NDArray[np.float32]:
+    """Samples as float32, full scale 1.0."""
     if block.dtype == np.int16:
         return np.multiply(block, np.float32(2.0**-INT16_BITS), dtype=np.float32)
     return block.astype(np.float32, copy=False)
 
 
-def _quantised(block: Block, bits: int) -> Window:
-    if block.dtype == np.int16:
-        return np.left_shift(block, bits - INT16_BITS, dtype=np.int32)
-    # Scaling by a power of two is exact. The largest float32 below the headroom fits int32.
-    limit = np.float32(HEADROOM << bits)
-    scaled = np.multiply(block, np.float32(1 << bits), dtype=np.float32)
-    np.clip(scaled, -limit, np.nextafter(limit, np.float32(0)), out=scaled)
+def add_to_bus(
+    total: Window, block: Block, clip: Clip, bits: int, envelope: NDArray[np.float32] | None
+) -> None:
+    """Add a stem's samples to a stretch of the bus, with its gains.
+
+    A mono stem is the same in both channels of a stereo mix; a mono mix has the average of both
+    channels of a stereo one.
+
+    Args:
+        total: int32 ``(n, 1 or 2)``; changed.
+        block: ``(n, 1 or 2)``, at the mix's rate.
+        envelope: gain of the fades, ``(n,)``.
+    """
+    channels = total.shape[1]
+    if block.dtype == np.int16 and clip.is_unity and block.shape[1] <= channels:
+        total += np.left_shift(block, bits - INT16_BITS, dtype=np.int32)
+        return
+    samples = as_float(block)
+    left, right = samples[:, 0], samples[:, -1]
+    if channels == 2:
+        total[:, 0] += _quantised(left, clip.left, clip.weight, bits, envelope)
+        total[:, 1] += _quantised(right, clip.right, clip.weight, bits, envelope)
+    elif samples.shape[1] == 1:
+        gain = (clip.left + clip.right) / 2
+        total[:, 0] += _quantised(left, gain, clip.weight, bits, envelope)
+    else:
+        # Halves, so that their sum has the headroom of one stem.
+        for side, gain in ((left, clip.left), (right, clip.right)):
+            total[:, 0] += _quantised(side, gain / 2, clip.weight / 2, bits, envelope)
+
+
+def _quantised(
+    samples: NDArray[np.float32],
+    gain: float,
+    weight: float,
+    bits: int,
+    envelope: NDArray[np.float32] | None,
+) -> NDArray[np.int32]:
+    # Scaling by a power of two is exact, so at unity gain nothing is rounded before rint.
+    scaled = np.multiply(samples, np.float32(gain * 2.0**bits), dtype=np.float32)
+    if envelope is not None:
+        scaled *= envelope
+    # The largest float32 below the headroom fits int32.
+    limit = np.nextafter(np.float32(HEADROOM * weight * 2.0**bits), np.float32(0))
+    np.clip(scaled, -limit, limit, out=scaled)
     return np.rint(scaled, out=scaled).astype(np.int32)
+
+
+class MixBus:
+    """Adds up windows, in whatever order they come, in a file.
+
+    Args:
+        fd: of an empty file for reading and writing; stays open. Nothing else may write to it.
+        fmt: of the mix, the same that the windows were made for.
+    """
+
+    def __init__(self, fd: int, fmt: MixFormat) -> None:
+        self._fd = fd
+        self._format = fmt
+        self._frame_bytes = 4 * fmt.channels
+        self._written: set[int] = set()
+        self.frames = 0
+        """Length so far: the end of the furthest window."""
+
+    def add(self, index: int, window: Window) -> None:
+        """Add a window to the bus.
+
+        Args:
+            index: counts from 0, in windows of ``fmt.window_frames``.
+            window: int32 ``(n, fmt.channels)``, n up to ``fmt.window_frames``. Not changed.
+
+        Raises:
+            ValueError: the window does not belong to this format.
+            OSError: the file system is full.
+        """
+        length, channels = window.shape
+        fmt = self._format
+        if length > fmt.window_frames or channels != fmt.channels or window.dtype != np.int32:
+            raise ValueError(f"window {window.dtype}{window.shape} does not fit {fmt}")
+        start = index * fmt.window_frames
+        if index in self._written:
+            window = self.read(start, length) + window
+        self._written.add(index)
+        _write_all(self._fd, np.ascontiguousarray(window), start * self._frame_bytes)
+        self.frames = max(self.frames, start + length)
+
+    def read(self, start: int, frames: int) -> Window:
+        """Frames of the bus as they are; zeros where nothing was added yet."""
+        samples = np.zeros((max(0, frames), self._format.channels), np.int32)
+        view, offset = samples.data.cast("B") if samples.size else memoryview(b""), 0
+        while offset < len(view):
+            count = os.preadv(self._fd, [view[offset:]], start * self._frame_bytes + offset)
+            if count == 0:
+                break
+            offset += count
+        return samples
+
+
+def _write_all(fd: int, samples: NDArray[Any], offset: int) -> None:
+    view = samples.data.cast("B") if samples.size else memoryview(b"")
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view, offset = view[count:], offset + count

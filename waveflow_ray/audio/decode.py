@@ -145,7 +145,7 @@ class AudioReader:
                 # 24 bits fit into float32 exactly, and integers are read faster than floats.
                 np.multiply(raw[:count], np.float32(2.0**-31), out=block, casting="unsafe")
             elif not self._integer:
-                _silence_non_finite(block)
+                silence_non_finite(block)
             yield block
         if self.frames_read < self._survey.least_frames:
             self.truncated = True
@@ -274,7 +274,8 @@ def _checked_survey(fd: int, name: str) -> Survey:
     return found
 
 
-def _silence_non_finite(block: NDArray[np.float32]) -> None:
+def silence_non_finite(block: NDArray[np.float32]) -> None:
+    """NaN and infinite samples become 0, in place."""
     # One NaN or infinity makes the sum so: most blocks need no look at every sample.
     with np.errstate(all="ignore"):
         if np.isfinite(block.sum()):

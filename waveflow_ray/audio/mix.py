@@ -1,4 +1,4 @@
-"""A mix: the bus in a scratch file, then scaled and written as a WAV file.
+"""A mix: the windows of its cells added up, measured, levelled and encoded.
 
 Memory is a few windows, whatever the length and number of stems.
 """
@@ -6,45 +6,31 @@ Memory is a few windows, whatever the length and number of stems.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
-from numpy.typing import NDArray
-
-from waveflow_ray.audio.bus import (
-    MixFormat,
-    Window,
-    fraction_bits,
-    group_windows,
-    mix_format,
-    stem_windows,
-)
-from waveflow_ray.audio.decode import BLOCK_FRAMES, open_audio
-from waveflow_ray.audio.peaks import FULL_SCALE_INT16, PeakMeter, normalise
+from waveflow_ray.audio.bus import MixBus, Window
+from waveflow_ray.audio.cell import CellEnd, CellOutput, cell_windows
+from waveflow_ray.audio.decode import AudioReader, open_audio
+from waveflow_ray.audio.encode import Encoding, MixWriter, Written
+from waveflow_ray.audio.level import Level, fixed_level, level_of, to_db
+from waveflow_ray.audio.loudness import Loudness, LoudnessMeter
+from waveflow_ray.audio.pcm import pcm_layout
+from waveflow_ray.audio.plan import MixPlan, StemInfo, plan_mix
 from waveflow_ray.audio.scratch import open_scratch
-from waveflow_ray.audio.sndfile import UnsyncedFile
+from waveflow_ray.audio.spec import MixSpec
+from waveflow_ray.errors import ErrorCode, JobError
 
-__all__ = [
-    "MixBus",
-    "MixFormat",
-    "Mixdown",
-    "fraction_bits",
-    "group_windows",
-    "mix_files",
-    "mix_format",
-    "stem_windows",
-]
-
-PEAK_LIMIT_INT16 = 31129
-"""The largest 16-bit sample that is not above 0.95 of full scale: 0.95 * 32768 = 31129.6."""
 NUM_PEAKS = 4000
-WAV_MAX_BYTES = (1 << 32) - 4096
-"""Samples beyond this need RF64; the rest of the 4 GB is for headers."""
+HEAD_BYTES = 16 * 1024
+"""Of a stem, enough to find the samples of most PCM files."""
+
+Progress = Callable[[int, int], object]
+"""Is told frames done and frames in all, as far as they are known."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +40,10 @@ class Mixdown:
     Attributes:
         duration: in seconds.
         sample_rate: in Hz.
-        gain: linear, 1.0 or less, applied to the average of the stems.
-        peak: the largest sample written, full scale 1.0; at most 0.95.
+        gain: linear, as it was applied to the sum of the stems.
+        peak: the largest sample written, full scale 1.0.
         peaks: waveform of the samples written, relative to its largest value.
+        facts: what the webhook says of the mix; docs/messages.md lists it.
     """
 
     frames: int
@@ -66,152 +53,267 @@ class Mixdown:
     gain: float
     peak: float
     peaks: list[float]
+    facts: dict[str, Any]
 
 
-class MixBus:
-    """Adds up windows, in whatever order they come, in a file.
+@dataclass
+class Mixer:
+    """Takes what the cells of a plan yield, in any order, and writes the mix.
 
     Args:
-        fd: of an empty file for reading and writing; stays open. Nothing else may write to it.
-        fmt: of the mix, the same that the windows were made for.
+        bus_fd, out_fd: of empty files; stay open.
+        title: goes into the tags of the file.
+        seed: of the dither's noise.
+        written: called with the number of bytes at the beginning of the file that are there;
+            those of its header may still change.
+        progress: called after every window.
     """
 
-    def __init__(self, fd: int, fmt: MixFormat) -> None:
-        self._fd = fd
-        self._format = fmt
-        self._frame_bytes = 4 * fmt.channels
-        self._frames = 0
-        self._window_peaks: dict[int, int] = {}
+    spec: MixSpec
+    plan: MixPlan
+    bus_fd: int
+    out_fd: int
+    title: str | None = None
+    seed: int = 0
+    num_peaks: int = NUM_PEAKS
+    written: Callable[[int], object] = lambda _count: None
+    progress: Progress = lambda _done, _of: None
+    cells_by_node: Counter[str] = field(init=False, default_factory=Counter)
+    _row_next: dict[int, int] = field(init=False)
+    _columns_left: set[int] = field(init=False)
+    _stem_frames: dict[int, int] = field(init=False, default_factory=dict)
+    _measured: int = field(init=False, default=0)
+    _writer: MixWriter | None = field(init=False, default=None)
 
-    @property
-    def frames(self) -> int:
-        """Length so far: the end of the furthest window."""
-        return self._frames
+    def __post_init__(self) -> None:
+        fmt, cells = self.plan.format, self.plan.cells
+        self._bus = MixBus(self.bus_fd, fmt)
+        self._meter = LoudnessMeter(fmt.sample_rate, fmt.channels, 2.0**fmt.bits)
+        self._row_next = {i: 0 for i, cell in enumerate(cells) if cell.window is None}
+        self._columns_left = {cell.window for cell in cells if cell.window is not None}
+        level = fixed_level(self.spec)
+        if level is not None and self.plan.frames is not None:
+            self._writer = self._open_writer(level, self.plan.frames)
 
-    def add(self, window_index: int, window: Window) -> None:
-        """Add a window to the bus.
+    def take(self, cell: int, output: CellOutput) -> None:
+        """Take in one thing that cell number `cell` yielded."""
+        if isinstance(output, CellEnd):
+            self._stem_frames.update(output.frames)
+            self._row_next.pop(cell, None)
+            self.cells_by_node[output.node] += 1
+        else:
+            index, window = output
+            self._bus.add(index, window)
+            if cell in self._row_next:
+                self._row_next[cell] = index + 1
+            else:
+                self._columns_left.discard(index)
+        self._measure_what_is_complete()
 
-        Args:
-            window_index: counts from 0, in windows of ``fmt.window_frames``.
-            window: int32 ``(n, fmt.channels)``, n up to ``fmt.window_frames``. Not changed.
-
-        Raises:
-            ValueError: the window does not belong to this format.
-            OSError: the file system is full.
-        """
-        length, channels = window.shape
-        fmt = self._format
-        if length > fmt.window_frames or channels != fmt.channels or window.dtype != np.int32:
-            raise ValueError(f"window {window.dtype}{window.shape} does not fit {fmt}")
-        start = window_index * fmt.window_frames
-        total = self._read(start, length)
-        total += window
-        _write_all(self._fd, total, start * self._frame_bytes)
-        # What was added last has seen all the others, in these frames. A shorter window says
-        # nothing of the frames behind it, so those are looked at as well.
-        behind = self._read(start + length, min(self._frames - start, fmt.window_frames) - length)
-        self._window_peaks[window_index] = max(_magnitude(total), _magnitude(behind))
-        self._frames = max(self._frames, start + length)
-
-    def peak(self) -> float:
-        """Largest sample of the average of all stems so far; full scale is 1.0."""
-        scale = self._format.stems << self._format.bits
-        return max(self._window_peaks.values(), default=0) / scale
-
-    def write_wav(self, file: int | str | Path, num_peaks: int = NUM_PEAKS) -> Mixdown:
-        """Write the average of the stems as 16-bit WAV (RF64 above 4 GB).
-
-        Scaled down, never up, so that no sample is above 0.95 of full scale.
-
-        Args:
-            file: a path, or the descriptor of an empty file, which stays open.
+    def finish(self) -> Mixdown:
+        """All cells are done: find the level, encode, and say what came of it.
 
         Raises:
+            JobError: invalid_message, if not one frame is in the mix.
             OSError: the file cannot be written.
         """
-        fmt = self._format
-        peak = self.peak() * FULL_SCALE_INT16
-        gain = min(1.0, PEAK_LIMIT_INT16 / peak) if peak else 1.0
-        factor = gain * FULL_SCALE_INT16 / (fmt.stems << fmt.bits)
-        meter = PeakMeter(self._frames, num_peaks)
-        highest = 0
-        is_long = self._frames * fmt.channels * 2 > WAV_MAX_BYTES
-        try:
-            with UnsyncedFile(
-                file,
-                "w",
-                fmt.sample_rate,
-                fmt.channels,
-                "PCM_16",
-                format="RF64" if is_long else "WAV",
-                closefd=not isinstance(file, int),
-            ) as out:
-                for start in range(0, self._frames, BLOCK_FRAMES):
-                    total = self._read(start, min(BLOCK_FRAMES, self._frames - start))
-                    samples = _to_int16(total, factor)
-                    out.write(samples)
-                    meter.add(samples)
-                    highest = max(highest, _magnitude(samples))
-        except soundfile.LibsndfileError as error:
-            raise OSError(f"the mix cannot be written: {error}") from error
+        frames, fmt = self._bus.frames, self.plan.format
+        if frames <= 0:
+            raise JobError(
+                ErrorCode.INVALID_MESSAGE,
+                "Nothing is left to hear: every stem ends before the mix.",
+            )
+        while self._measured < frames:
+            self._measure_window()
+        loudness = self._meter.result()
+        level = fixed_level(self.spec) or level_of(self.spec, len(self.plan.parts), loudness)
+        if self._writer is None:
+            self._writer = self._open_writer(level, frames)
+            for start in range(0, frames, fmt.window_frames):
+                self._write(self._bus.read(start, min(fmt.window_frames, frames - start)))
+        written = self._writer.finish()
         return Mixdown(
-            frames=self._frames,
-            duration=self._frames / fmt.sample_rate,
+            frames=frames,
+            duration=frames / fmt.sample_rate,
             sample_rate=fmt.sample_rate,
             channels=fmt.channels,
-            gain=gain,
-            peak=highest / FULL_SCALE_INT16,
-            peaks=normalise(meter.result()),
+            gain=level.gain,
+            peak=written.sample_peak,
+            peaks=written.peaks,
+            facts=self._facts(frames, loudness, level, written),
         )
 
-    def _read(self, start: int, frames: int) -> Window:
-        """Frames of the bus as they are; zeros where nothing was added yet."""
-        samples = np.zeros((max(0, frames), self._format.channels), np.int32)
-        view, offset = samples.data.cast("B") if samples.size else memoryview(b""), 0
-        while offset < len(view):
-            count = os.preadv(self._fd, [view[offset:]], start * self._frame_bytes + offset)
-            if count == 0:
+    def close(self) -> None:
+        """Give up what is open; `out_fd` has no usable content unless `finish` returned."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _measure_what_is_complete(self) -> None:
+        """Windows are measured, and encoded where the gain is known, in order of time."""
+        size, rows = self.plan.format.window_frames, min(self._row_next.values(), default=None)
+        while (window := self._measured // size) not in self._columns_left:
+            whole = (window + 1) * size <= self._bus.frames
+            if not whole or (rows is not None and window >= rows):
                 break
-            offset += count
-        return samples
+            self._measure_window()
+
+    def _measure_window(self) -> None:
+        count = min(self.plan.format.window_frames, self._bus.frames - self._measured)
+        window = self._bus.read(self._measured, count)
+        self._meter.add(window)
+        if self._writer is not None:
+            self._write(window)
+        self._measured += count
+        self.progress(self._measured, max(self.plan.frames or 0, self._bus.frames))
+
+    def _write(self, window: Window) -> None:
+        assert self._writer is not None
+        self._writer.add(window)
+        self.written(self._writer.written)
+
+    def _open_writer(self, level: Level, frames: int) -> MixWriter:
+        spec, fmt = self.spec, self.plan.format
+        return MixWriter(
+            self.out_fd,
+            encoding_of(spec),
+            sample_rate=fmt.sample_rate,
+            channels=fmt.channels,
+            frames=frames,
+            factor=level.gain / 2.0**fmt.bits,
+            ceiling=level.ceiling,
+            num_peaks=self.num_peaks,
+            title=self.title,
+            seed=self.seed,
+        )
+
+    def _facts(
+        self, frames: int, loudness: Loudness, level: Level, written: Written
+    ) -> dict[str, Any]:
+        fmt, gain = self.plan.format, level.gain
+        return {
+            "duration": frames / fmt.sample_rate,
+            "sample_rate": fmt.sample_rate,
+            "channels": fmt.channels,
+            "integrated_lufs": _rounded(loudness.integrated_lufs(gain)),
+            "true_peak_dbtp": _rounded(to_db(loudness.true_peak * gain)),
+            "sample_peak_dbfs": _rounded(to_db(loudness.sample_peak * gain)),
+            "applied_gain_db": _rounded(to_db(gain)),
+            "limited_by_true_peak_db": _rounded(level.limited_db),
+            "clipped_samples": written.clipped_samples,
+            "clipped_by_db": _rounded(written.over_db),
+        }
+
+    def stem_facts(self, stems: Sequence[StemInfo]) -> list[dict[str, Any]]:
+        """What was learned of the stems; a duration that only decoding tells is None for
+        those that were not heard."""
+        found = []
+        for index, stem in enumerate(stems):
+            frames = self._stem_frames.get(index, stem.frames)
+            found.append(
+                {
+                    "path": stem.name,
+                    "sample_rate": stem.sample_rate,
+                    "channels": stem.channels,
+                    "duration": None if frames is None else frames / stem.sample_rate,
+                }
+            )
+        return found
 
 
-def mix_files(paths: Sequence[str | Path], out_path: str | Path) -> Mixdown:
-    """Mix local files into a WAV file.
+def encoding_of(spec: MixSpec) -> Encoding:
+    """How the file of a mix is encoded."""
+    return Encoding(spec.output_format, spec.bit_depth or 16, spec.dither)
+
+
+def stem_info(reader: AudioReader, name: str, size: int, head: bytes, version: str) -> StemInfo:
+    """What the first bytes of a stem tell.
+
+    Args:
+        reader: of as much of the file as is at hand.
+        head: the first bytes of the file.
+        size: of the whole file, in bytes.
+    """
+    layout = pcm_layout(head, size)
+    # RFC 9639: the number of frames is in the first block of a FLAC.
+    exact = reader.claimed_frames if reader.container == "FLAC" else 0
+    return StemInfo(
+        name=name,
+        size=size,
+        sample_rate=reader.sample_rate,
+        channels=reader.channels,
+        frames=layout.frames if layout else exact or None,
+        layout=layout,
+        version=version,
+    )
+
+
+class LocalFiles:
+    """Stems that are files of this machine."""
+
+    def read(self, stem: StemInfo, start: int, stop: int) -> bytes:
+        with open(stem.name, "rb") as file:
+            return os.pread(file.fileno(), stop - start, start)
+
+    @contextmanager
+    def open(self, stems: Sequence[StemInfo]) -> Iterator[list[AudioReader]]:
+        with ExitStack() as stack:
+            yield [stack.enter_context(open_audio(s.name, name=s.name)) for s in stems]
+
+
+def plan_files(spec: MixSpec, parallelism: int = 1) -> MixPlan:
+    """The plan of a mix of local files.
 
     Raises:
-        JobError: no_stems, truncated_audio, and as `open_audio`; the message names the file.
+        JobError: as `open_audio` and `plan_mix`.
+        OSError: a file cannot be read.
+    """
+    return plan_mix(spec, _probe_files(spec), parallelism)
+
+
+def mix_files(
+    spec: MixSpec,
+    out_path: str | Path,
+    *,
+    title: str | None = None,
+    progress: Progress = lambda _done, _of: None,
+) -> Mixdown:
+    """Mix local files, in this process.
+
+    Raises:
+        JobError: truncated_audio, and as `open_audio` and `plan_mix`; the message names the
+            file.
         OSError: a file cannot be read or written.
     """
     out = Path(out_path)
+    stems = _probe_files(spec)
+    plan = plan_mix(spec, stems, parallelism=1)
+    # Only a whole mix gets its name; it may even be that of one of the stems.
+    partial = out.with_name(f"{out.name}.part")
     with ExitStack() as stack:
-        readers = [stack.enter_context(open_audio(path, name=str(path))) for path in paths]
-        fmt = mix_format(readers)
-        fd = open_scratch(out.parent)
-        stack.callback(os.close, fd)
-        bus = MixBus(fd, fmt)
-        for index, window in enumerate(group_windows(readers, fmt)):
-            bus.add(index, window)
-        return bus.write_wav(out)
+        bus_fd = open_scratch(out.parent)
+        stack.callback(os.close, bus_fd)
+        out_fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        stack.callback(os.close, out_fd)
+        stack.callback(partial.unlink, missing_ok=True)
+        mixer = Mixer(spec, plan, bus_fd, out_fd, title, progress=progress)
+        stack.callback(mixer.close)
+        for index, cell in enumerate(plan.cells):
+            for output in cell_windows(cell, LocalFiles()):
+                mixer.take(index, output)
+        mixdown = mixer.finish()
+        mixdown.facts["stems"] = mixer.stem_facts(stems)
+        partial.replace(out)
+    return mixdown
 
 
-def _write_all(fd: int, samples: Window, offset: int) -> None:
-    if not samples.size:
-        return
-    view = samples.data.cast("B")
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
+def _probe_files(spec: MixSpec) -> list[StemInfo]:
+    stems = []
+    for wish in spec.stems:
+        with open_audio(wish.path, name=wish.path) as reader, open(wish.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            stems.append(stem_info(reader, wish.path, size, file.read(HEAD_BYTES), ""))
+    return stems
 
 
-def _magnitude(samples: NDArray[Any]) -> int:
-    """Largest absolute value. Not of `np.abs`, which has none for the smallest integer."""
-    return max(int(samples.max()), -int(samples.min())) if samples.size else 0
-
-
-def _to_int16(total: Window, factor: float) -> NDArray[np.int16]:
-    scaled = total * factor
-    np.rint(scaled, out=scaled)
-    # Rounding may step over the limit by one.
-    np.clip(scaled, -PEAK_LIMIT_INT16, PEAK_LIMIT_INT16, out=scaled)
-    return scaled.astype(np.int16)
+def _rounded(decibels: float | None) -> float | None:
+    return None if decibels is None else round(decibels, 2) + 0.0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef
 
 CHUNK_BYTES = 1024 * 1024
+READ_TRIES = 3
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 
 
@@ -30,6 +31,15 @@ class Download:
 
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first bytes of an object, its whole size, and the ETag of this state of it."""
+
+    body: bytes
+    size: int
+    etag: str
 
 
 class Bucket:
@@ -42,7 +52,7 @@ class Bucket:
     def hash(self, key: str) -> Download:
         """SHA-256 of an object while it streams by; no file, memory of one chunk."""
         digest = hashlib.sha256()
-        with _faults(key):
+        with faults(key):
             size = _drain(self._open(key), digest.update)
         return Download(digest.hexdigest(), size)
 
@@ -60,30 +70,51 @@ class Bucket:
             while view:
                 view = view[os.write(fd, view) :]
 
-        with _faults(key):
+        with faults(key):
             response = self._open(key)
             with closing(response["Body"]):  # not read to its end if it is too large
                 check_size(key, response["ContentLength"], max_bytes)
                 size = _drain(response, take)
         return Download(digest.hexdigest(), size)
 
-    def head_bytes(self, key: str, count: int) -> tuple[bytes, int]:
-        """The first `count` bytes of an object, and its whole size."""
-        with _faults(key):
+    def head(self, key: str, count: int) -> Head:
+        """The first `count` bytes of an object, or all if it has fewer."""
+        with faults(key):
             try:
                 response = self.client.get_object(
                     Bucket=self.name, Key=key, Range=f"bytes=0-{count - 1}"
                 )
             except ClientError as error:
                 if _code(error) == "InvalidRange":  # an empty object has no first byte
-                    return b"", 0
+                    return Head(b"", 0, "")
                 raise
             size = int(response.get("ContentRange", "/0").rpartition("/")[2] or 0)
-            return response["Body"].read(), size or response["ContentLength"]
+            body = response["Body"].read()
+            return Head(body, size or response["ContentLength"], response["ETag"])
+
+    def read(self, key: str, start: int, stop: int, etag: str) -> bytes:
+        """Bytes of the object with that ETag; read again where they do not come completely.
+
+        Raises:
+            JobError: ``storage_unavailable``, also if the object has changed meanwhile.
+        """
+        for attempt in range(READ_TRIES):
+            try:
+                with faults(key):
+                    response = self.client.get_object(
+                        Bucket=self.name, Key=key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
+                    )
+                    body = response["Body"].read()
+                if len(body) == stop - start:
+                    return body
+            except JobError as error:
+                if error.code is not ErrorCode.STORAGE_UNAVAILABLE or attempt == READ_TRIES - 1:
+                    raise
+        raise _cut_short(len(body), stop - start)
 
     def exists(self, key: str) -> bool:
         """Whether the object is there."""
-        with _faults(key):
+        with faults(key):
             try:
                 self.client.head_object(Bucket=self.name, Key=key)
             except ClientError as error:
@@ -94,13 +125,13 @@ class Bucket:
 
     def put(self, key: str, body: bytes, content_type: str) -> None:
         """Write a small object; it is readable when this returns."""
-        with _faults(key):
+        with faults(key):
             self.client.put_object(Bucket=self.name, Key=key, Body=body, ContentType=content_type)
 
     def upload(self, key: str, fd: int, content_type: str) -> int:
         """Write an open file as an object, in parts if it is large. Returns its bytes."""
         size = os.fstat(fd).st_size
-        with _faults(key), os.fdopen(os.dup(fd), "rb") as file:
+        with faults(key), os.fdopen(os.dup(fd), "rb") as file:
             file.seek(0)
             self.client.upload_fileobj(
                 file, self.name, key, ExtraArgs={"ContentType": content_type}
@@ -109,12 +140,12 @@ class Bucket:
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is gone already is fine."""
-        with _faults(key):
+        with faults(key):
             self.client.delete_object(Bucket=self.name, Key=key)
 
     def reachable(self) -> None:
         """Ask for the bucket; raises JobError if it is not to be had."""
-        with _faults(self.name):
+        with faults(self.name):
             self.client.head_bucket(Bucket=self.name)
 
     def _open(self, key: str) -> GetObjectOutputTypeDef:
@@ -143,12 +174,16 @@ def _drain(response: GetObjectOutputTypeDef, take: Callable[[bytes], object]) ->
         take(chunk)
         size += len(chunk)
     if size != response["ContentLength"]:
-        raise JobError(
-            ErrorCode.STORAGE_UNAVAILABLE,
-            "The file could not be read from storage completely.",
-            f"{size} of {response['ContentLength']} bytes came",
-        )
+        raise _cut_short(size, response["ContentLength"])
     return size
+
+
+def _cut_short(came: int, expected: int) -> JobError:
+    return JobError(
+        ErrorCode.STORAGE_UNAVAILABLE,
+        "The file could not be read from storage completely.",
+        f"{came} of {expected} bytes came",
+    )
 
 
 def _code(error: ClientError) -> str:
@@ -156,8 +191,8 @@ def _code(error: ClientError) -> str:
 
 
 @contextmanager
-def _faults(key: str) -> Iterator[None]:
-    """Map what boto3 and the network under it raise, once."""
+def faults(key: str) -> Iterator[None]:
+    """Map what boto3 and the network under it raise to `JobError`, once."""
     try:
         yield
     except ClientError as error:

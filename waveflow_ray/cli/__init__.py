@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from waveflow_ray import __version__
-from waveflow_ray.cli import enqueue, files, local, service
+from waveflow_ray.cli import enqueue, files, local, mix, service
 from waveflow_ray.errors import ConfigurationError, JobError
 
 app = typer.Typer(
@@ -52,7 +52,7 @@ app.command(rich_help_panel=MACHINE)(local.demo)
 app.command("local", rich_help_panel=MACHINE)(local.local)
 app.command("hash", rich_help_panel=FILES)(files.hash_files)
 app.command(rich_help_panel=FILES)(files.peaks)
-app.command(rich_help_panel=FILES)(files.mix)
+app.command(rich_help_panel=FILES)(mix.mix)
 
 
 def main() -> None:

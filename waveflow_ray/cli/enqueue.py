@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from waveflow_ray.cli import mix
 from waveflow_ray.messages import AnalysisJob, DuplicateJob, HashJob, Job, MixJob, envelope
 from waveflow_ray.settings import load_settings
 
@@ -95,14 +96,36 @@ def analysis_job(
 
 @app.command("mix")
 def mix_job(
-    stem_paths: Annotated[list[str], typer.Argument(help="Keys of the stems.")],
+    stem_paths: Annotated[list[str] | None, typer.Argument(help="Keys of the stems.")] = None,
     stage_id: Stage = None,
     upstream_id: Upstream = None,
+    spec: mix.Spec = None,
+    output_format: Annotated[str | None, typer.Option(help="wav, flac, ogg or mp3.")] = None,
+    normalization: mix.Normalization = None,
+    target_peak_dbfs: mix.TargetPeak = None,
+    target_lufs: mix.TargetLufs = None,
+    true_peak_dbtp: mix.TruePeak = None,
+    bit_depth: mix.BitDepth = None,
+    dither: mix.Dither = None,
+    sample_rate: mix.SampleRate = None,
+    channels: mix.Channels = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Mix stems: waveflow enqueue mix a.wav b.flac --stage-id s1"""
-    fields = {"stageId": stage_id, "upstreamId": upstream_id, "stem_paths": stem_paths}
-    _send(MixJob, fields, dry_run)
+    """Mix stems: waveflow enqueue mix a.wav b.flac --stage-id s1 --normalization loudness"""
+    fields = mix.spec_fields(spec) | mix.given(
+        output_format=output_format,
+        normalization=normalization,
+        target_peak_dbfs=target_peak_dbfs,
+        target_lufs=target_lufs,
+        true_peak_dbtp=true_peak_dbtp,
+        bit_depth=bit_depth,
+        dither=dither,
+        sample_rate=sample_rate,
+        channels=channels,
+    )
+    if stem_paths:
+        fields["stem_paths"] = stem_paths
+    _send(MixJob, {"stageId": stage_id, "upstreamId": upstream_id} | fields, dry_run)
 
 
 def _stem(stem_id: str) -> dict[str, Any]:

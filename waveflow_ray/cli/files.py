@@ -1,9 +1,8 @@
-"""The service's work on local files: hash, peaks, mix. No Ray, no AWS, no settings."""
+"""The service's work on local files: hash and peaks. No Ray, no AWS, no settings."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -65,53 +64,10 @@ def peaks(
         f"{file}: {waveform.duration:.2f} s, {waveform.sample_rate} Hz, {waveform.channels} ch"
         + (", breaks off before its end" if waveform.truncated else "")
     )
-    typer.echo(_picture(waveform.peaks))
+    typer.echo(picture(waveform.peaks))
 
 
-def mix(
-    stems: Files,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The WAV file to write.")],
-    waveform: Annotated[
-        Path | None, typer.Option(help="Write the mix's waveform JSON there.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Mix files into one WAV, as the service does.
-
-    The sum divided by the number of stems, scaled down where it exceeds 0.95.
-
-    Example:
-
-      waveflow mix drums.wav bass.flac vocals.mp3 --output mix.wav
-    """
-    from waveflow_ray.audio.mix import mix_files
-    from waveflow_ray.outcomes import waveform_document
-
-    started = time.perf_counter()
-    mixdown = mix_files(stems, output)
-    facts = {
-        "output": str(output),
-        "stems": len(stems),
-        "duration": mixdown.duration,
-        "sample_rate": mixdown.sample_rate,
-        "channels": mixdown.channels,
-        "peak": mixdown.peak,
-        "gain": mixdown.gain,
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    if waveform is not None:
-        waveform.write_text(json.dumps(waveform_document(mixdown)))
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2))
-        return
-    typer.echo(
-        f"{output}: {len(stems)} stems, {mixdown.duration:.2f} s, {mixdown.sample_rate} Hz, "
-        f"{mixdown.channels} ch, in {facts['seconds']} s"
-    )
-    typer.echo(_picture(mixdown.peaks))
-
-
-def _picture(peaks: list[float], width: int = 76) -> str:
+def picture(peaks: list[float], width: int = 76) -> str:
     """The peaks as one line of block characters."""
     bars = " ▁▂▃▄▅▆▇█"
     step = max(1, len(peaks) / width)

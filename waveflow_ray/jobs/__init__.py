@@ -80,7 +80,7 @@ def _run(
     if isinstance(job, AnalysisJob):
         return analysis.run(job, work), {}
     if isinstance(job, MixJob):
-        return mix.run(job, work, render, parallelism), {}
+        return mix.run(job, work, render, parallelism), work.notes
     if isinstance(job, HealthJob):
         return {}, maintenance.report(maintenance.health(work.settings, nodes))
     if isinstance(job, CleanupJob):

@@ -1,166 +1,161 @@
 """mix: the stems of a stage as one file, with its waveform.
 
-Takes   `MixJob`: the keys of the stems.
-Writes  ``mixed/{stageId}_mixed_{suffix}.wav`` (PCM 16) and
+Takes   `MixJob`: the keys of the stems, and how they shall be mixed.
+Writes  ``mixed/{stageId}_mixed_{suffix}.{wav|flac|ogg|mp3}`` and
         ``waveforms/{stageId}_mixed_waveform_{suffix}.json`` (4000 peaks).
 Reports /mixing-complete; a job without stageId writes its objects and reports nothing.
 Fails   as analysis does, and with truncated_audio, for any stem: nothing is left out. The
         error names the stem.
 
-The stems are shared out to cells. Each cell downloads, decodes, resamples and sums its stems,
-and yields the sum window by window; the reduce adds the windows of all cells, in whatever
-order they come, to an integer bus in a scratch file, then scales, encodes and uploads. Integer
-addition makes every sharing-out give the same samples.
+The plan shares the stems out to cells, which yield the sum of their stems window by window; the
+reduce, here, adds the windows of all cells in whatever order they come, measures the sum, then
+levels, encodes and uploads. Integer addition makes every plan give the same samples.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from waveflow_ray.audio.cell import CellOutput, cell_windows, naming
 from waveflow_ray.audio.decode import AudioReader, open_audio
 from waveflow_ray.audio.media import SNIFF_BYTES
-from waveflow_ray.audio.mix import MixBus, MixFormat, group_windows, mix_format
-from waveflow_ray.aws.s3 import check_size
-from waveflow_ray.errors import ErrorCode, JobError
+from waveflow_ray.audio.mix import HEAD_BYTES, NUM_PEAKS, Mixer, encoding_of, stem_info
+from waveflow_ray.audio.plan import Cell, StemInfo, plan_mix
+from waveflow_ray.aws.s3 import Head, check_size
+from waveflow_ray.aws.upload import StreamedUpload
+from waveflow_ray.errors import JobError
 from waveflow_ray.jobs.analysis import check_media_type, put_json, safe_id
 from waveflow_ray.jobs.work import Work
 from waveflow_ray.messages import MixJob
 from waveflow_ray.outcomes import waveform_document
 from waveflow_ray.settings import Settings
 
-WAVEFORM_PEAKS = 4000
-PROBE_BYTES = 256 * 1024
+LONG_HEAD_BYTES = 256 * 1024
+"""What is read of a stem whose first bytes are tags."""
 PARALLEL_REQUESTS = 8
+MAX_STEM_FACTS_BYTES = 40_000
+"""The stems' facts are left out of a webhook beyond; the main server takes 100 kB."""
 
-Window = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A part of a mix that one process does: some of the stems, over their whole length.
-
-    Attributes:
-        keys: the stems, at most as many as there are.
-        skip: windows at the start that are done already (the process before this one died).
-    """
-
-    keys: tuple[str, ...]
-    format: MixFormat
-    skip: int = 0
-
-
-@dataclass(frozen=True)
-class Stem:
-    """What is known of a stem before it is decoded."""
-
-    key: str
-    size: int
-    sample_rate: int
-    channels: int
-
-
-Render = Callable[[Sequence[Cell]], Iterator[tuple[int, Window]]]
-"""Runs cells and yields (window index, sum of one cell's stems) in any order."""
+Render = Callable[[Sequence[Cell]], Iterator[tuple[int, CellOutput]]]
+"""Runs cells; yields the number of a cell and what it yielded, from any cell in any order."""
 
 
 def run(job: MixJob, work: Work, render: Render, parallelism: int) -> dict[str, Any]:
-    """Returns ``mixed_file_path`` and ``waveform_data_path``.
+    """Returns ``mixed_file_path``, ``waveform_data_path`` and ``result``.
 
     Args:
         render: runs the cells, in parallel where it can.
         parallelism: how many cells may run at a time.
     """
     with work.stage("download"):
-        stems = probe_stems(job.stem_paths, work)
-    format_ = mix_format(stems)
-    cells = share_out(stems, format_, parallelism)
-    with work.scratch() as bus_fd, work.scratch() as wav_fd:
+        stems = probe_stems([stem.path for stem in job.stems], work)
+    plan = plan_mix(job, stems, parallelism)
+    encoding = encoding_of(job)
+    stage_id = "none" if job.stageId is None else safe_id(job.stageId)
+    suffix = job.fingerprint[:16]
+    key = f"mixed/{stage_id}_mixed_{suffix}.{encoding.extension}"
+    with (
+        work.scratch() as bus_fd,
+        work.scratch() as out_fd,
+        StreamedUpload(work.bucket, key, out_fd, encoding.content_type) as upload,
+    ):
         with work.stage("work"):
-            bus = MixBus(bus_fd, format_)
-            for index, window in render(cells):
-                bus.add(index, window)
-            mixdown = bus.write_wav(wav_fd, WAVEFORM_PEAKS)
-        work.bytes_in = sum(stem.size for stem in stems)
+            mixer = Mixer(
+                job,
+                plan,
+                bus_fd,
+                out_fd,
+                title=None if job.stageId is None else str(job.stageId),
+                seed=int(job.fingerprint[:16], 16),
+                num_peaks=NUM_PEAKS,
+                written=upload.advance,
+            )
+            with closing(mixer):
+                for cell, output in render(plan.cells):
+                    mixer.take(cell, output)
+                mixdown = mixer.finish()
+        work.bytes_in = sum(part.stem.size for part in plan.parts)
         work.audio_s = mixdown.duration
-        stage_id = "none" if job.stageId is None else safe_id(job.stageId)
-        suffix = job.fingerprint[:16]
-        key = f"mixed/{stage_id}_mixed_{suffix}.wav"
+        work.notes["cells"] = dict(mixer.cells_by_node)
         with work.stage("upload"):
-            work.bytes_out += work.bucket.upload(key, wav_fd, "audio/wav")
+            work.bytes_out += upload.finish()
     waveform_key = f"waveforms/{stage_id}_mixed_waveform_{suffix}.json"
     put_json(work, waveform_key, waveform_document(mixdown))
-    return {"mixed_file_path": key, "waveform_data_path": waveform_key}
+    facts = mixer.stem_facts(stems)
+    is_short = len(json.dumps(facts)) <= MAX_STEM_FACTS_BYTES
+    return {
+        "mixed_file_path": key,
+        "waveform_data_path": waveform_key,
+        "result": mixdown.facts | {"stems": facts if is_short else None},
+    }
 
 
-def probe_stems(keys: Sequence[str], work: Work) -> list[Stem]:
-    """Size, rate and channels of every stem, from its first bytes where they tell."""
+def probe_stems(keys: Sequence[str], work: Work) -> list[StemInfo]:
+    """What every stem is, from its first bytes where they tell."""
     with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-        return list(pool.map(lambda key: _probe(key, work), keys))
+        found = dict(pool.map(lambda key: (key, _probe(key, work)), dict.fromkeys(keys)))
+    return [found[key] for key in keys]
 
 
-def _probe(key: str, work: Work) -> Stem:
+def _probe(key: str, work: Work) -> StemInfo:
     settings = work.settings
     with naming(key), work.scratch() as fd:
-        head, size = work.bucket.head_bytes(key, PROBE_BYTES)
-        check_size(key, size, settings.max_file_size_bytes)
-        check_media_type(head[:SNIFF_BYTES], key, settings)
-        os.write(fd, head)
-        try:
-            return _stem(key, size, fd, settings)
-        except JobError:
-            if size <= len(head):
-                raise
+        for count in (HEAD_BYTES, LONG_HEAD_BYTES):
+            head = work.bucket.head(key, count)
+            check_size(key, head.size, settings.max_file_size_bytes)
+            check_media_type(head.body[:SNIFF_BYTES], key, settings)
+            os.pwrite(fd, head.body, 0)
+            try:
+                return _info(key, fd, head, settings)
+            except JobError:
+                if head.size <= len(head.body):
+                    raise
         # The header is further in: a picture in an ID3 tag, or AIFF with its sound first.
         os.lseek(fd, 0, os.SEEK_SET)
         work.bucket.download(key, fd, settings.max_file_size_bytes)
-        return _stem(key, size, fd, settings)
+        return _info(key, fd, head, settings)
 
 
-def _stem(key: str, size: int, fd: int, settings: Settings) -> Stem:
+def _info(key: str, fd: int, head: Head, settings: Settings) -> StemInfo:
+    os.lseek(fd, 0, os.SEEK_SET)
     with open_audio(fd, max_duration_s=settings.max_duration_s) as reader:
-        return Stem(key, size, reader.sample_rate, reader.channels)
+        return stem_info(reader, key, head.size, head.body, head.etag)
 
 
-def share_out(stems: Sequence[Stem], format_: MixFormat, parallelism: int) -> list[Cell]:
-    """Stems in as many cells as can run at a time, about the same bytes in each."""
-    shares: list[list[Stem]] = [[] for _ in range(max(1, min(parallelism, len(stems))))]
-    for stem in sorted(stems, key=lambda stem: -stem.size):
-        min(shares, key=lambda share: sum(stem.size for stem in share)).append(stem)
-    return [Cell(tuple(stem.key for stem in share), format_) for share in shares if share]
+class S3Files:
+    """Stems that are objects in the bucket."""
 
+    def __init__(self, work: Work) -> None:
+        self._work = work
 
-def cell_windows(cell: Cell, work: Work) -> Iterator[Window]:
-    """The sum of a cell's stems, window by window, from ``cell.skip`` on.
+    def read(self, stem: StemInfo, start: int, stop: int) -> bytes:
+        return self._work.bucket.read(stem.name, start, stop, stem.version)
 
-    Raises:
-        JobError: a stem cannot be read to its end; the message names it.
-    """
-    settings = work.settings
-    with ExitStack() as stack:
-        fds = {key: stack.enter_context(work.scratch()) for key in dict.fromkeys(cell.keys)}
+    @contextmanager
+    def open(self, stems: Sequence[StemInfo]) -> Iterator[list[AudioReader]]:
+        work, settings = self._work, self._work.settings
+        with ExitStack() as stack:
+            names = dict.fromkeys(stem.name for stem in stems)
+            fds = {name: stack.enter_context(work.scratch()) for name in names}
 
-        def fetch(key: str) -> None:
-            with naming(key):
-                work.bucket.download(key, fds[key], settings.max_file_size_bytes)
+            def fetch(name: str) -> None:
+                with naming(name):
+                    work.bucket.download(name, fds[name], settings.max_file_size_bytes)
 
-        with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
-            list(pool.map(fetch, fds))
-        readers: list[AudioReader] = []
-        for key in cell.keys:
-            with naming(key):
-                reader = open_audio(_reopen(fds[key], stack), settings.max_duration_s, name=key)
-            readers.append(stack.enter_context(reader))
-        for index, window in enumerate(group_windows(readers, cell.format)):
-            if index >= cell.skip:
-                yield window
+            with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
+                list(pool.map(fetch, fds))
+            readers = []
+            for stem in stems:
+                with naming(stem.name):
+                    fd = _reopen(fds[stem.name], stack)
+                    reader = open_audio(fd, settings.max_duration_s, name=stem.name)
+                readers.append(stack.enter_context(reader))
+            yield readers
 
 
 def _reopen(fd: int, stack: ExitStack) -> int:
@@ -173,27 +168,9 @@ def _reopen(fd: int, stack: ExitStack) -> int:
 def render_here(work: Work) -> Render:
     """Runs cells in this process, one after the other."""
 
-    def render(cells: Sequence[Cell]) -> Iterator[tuple[int, Window]]:
-        for cell in cells:
-            yield from enumerate(cell_windows(cell, work), cell.skip)
+    def render(cells: Sequence[Cell]) -> Iterator[tuple[int, CellOutput]]:
+        for index, cell in enumerate(cells):
+            for output in cell_windows(cell, S3Files(work)):
+                yield index, output
 
     return render
-
-
-def resumed(cell: Cell, windows_done: int) -> Cell:
-    """The cell again, without what of it has been added to the bus already."""
-    return replace(cell, skip=windows_done)
-
-
-@contextmanager
-def naming(key: str) -> Iterator[None]:
-    """Errors inside say which stem they are about."""
-    try:
-        yield
-    except JobError as error:
-        if error.code is ErrorCode.STORAGE_UNAVAILABLE:
-            raise
-        name = key.rsplit("/", 1)[-1]
-        raise JobError(
-            error.code, f"Stem {name!r}: {error.message}", f"{key} {error.detail}"
-        ) from error

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from waveflow_ray.audio.scratch import open_scratch
 from waveflow_ray.aws.s3 import Bucket, bucket_of
@@ -37,6 +38,7 @@ class Work:
         self.bytes_in = 0
         self.bytes_out = 0
         self.audio_s = 0.0
+        self.notes: dict[str, Any] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
+from waveflow_ray.audio.cell import CellEnd, CellOutput, cell_windows
+from waveflow_ray.audio.plan import Cell
 from waveflow_ray.errors import ErrorCode, JobError, internal_error
-from waveflow_ray.jobs.mix import Cell, Render, Window, cell_windows, resumed
+from waveflow_ray.jobs.mix import Render, S3Files
 from waveflow_ray.jobs.work import TimeUp, Work, time_limit
-from waveflow_ray.runtime.placement import CELL, LOST_WORKER, TRIES
+from waveflow_ray.runtime.placement import CELL, CELLS_AHEAD, LOST_WORKER, TRIES
 from waveflow_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-def do_cell(cell: Cell, settings: Settings) -> Iterator[Window | JobError]:
+def do_cell(cell: Cell, settings: Settings) -> Iterator[CellOutput | JobError]:
     """A cell of a mix, in a worker process. A JobError comes as the last item."""
     try:
         with time_limit(settings.job_timeout_s, hard=True):
-            yield from cell_windows(cell, Work(settings))
+            for output in cell_windows(cell, S3Files(Work(settings))):
+                if isinstance(output, CellEnd):
+                    output = replace(output, node=_this_node())
+                yield output
     except JobError as error:
         yield error
     except TimeUp:
-        yield JobError(ErrorCode.TIMEOUT, "A stem took too long to decode.", str(cell.keys))
+        yield JobError(ErrorCode.TIMEOUT, "A stem took too long to decode.", _names(cell))
 
 
 cell_task: Any = ray.remote(**CELL)(do_cell)
@@ -36,42 +42,59 @@ cell_task: Any = ray.remote(**CELL)(do_cell)
 class Running:
     """A cell that a task is at work on: windows received so far, tasks started for it."""
 
+    index: int
     cell: Cell
-    windows: int = 0
+    windows_done: int = 0
     starts: int = 1
 
 
-def render_on_ray(settings: Settings) -> Render:
-    """Runs a mix's cells as Ray tasks; windows come as they are ready, from any cell."""
+def render_on_ray(settings: Settings, parallelism: int) -> Render:
+    """Runs a mix's cells as Ray tasks; windows come as they are ready, from any cell.
 
-    def render(cells: Sequence[Cell]) -> Iterator[tuple[int, Window]]:
+    Args:
+        parallelism: how many cells run at a time.
+    """
+
+    def render(cells: Sequence[Cell]) -> Iterator[tuple[int, CellOutput]]:
         settings_ref = ray.put(settings)
 
         def start(cell: Cell) -> Any:
-            name = f"mix cell of {len(cell.keys)} stems"
+            name = f"mix cell of {len(cell.parts)} stems"
+            if cell.window is not None:
+                name += f", window {cell.window}"
             return cell_task.options(name=name).remote(cell, settings_ref)
 
-        live: dict[Any, Running] = {start(cell): Running(cell) for cell in cells}
+        waiting = iter(enumerate(cells))
+        live: dict[Any, Running] = {}
         try:
-            while live:
+            while True:
+                while len(live) < parallelism + CELLS_AHEAD:
+                    if (following := next(waiting, None)) is None:
+                        break
+                    live[start(following[1])] = Running(*following)
+                if not live:
+                    return
                 ready: list[Any] = ray.wait(list(live), num_returns=1, fetch_local=False)[0]
                 running = live.pop(ready[0])
                 try:
                     item = ray.get(next(ready[0]))
-                except StopIteration:
-                    continue
                 except ray.exceptions.RayError as error:
+                    if running.cell.window is not None and running.windows_done:
+                        yield running.index, CellEnd(())  # all of it had come
+                        continue
                     if running.starts >= TRIES:
                         raise _cell_lost(running.cell, error) from error
-                    logger.warning("a mix cell is started again at window %d", running.windows)
+                    again = running.cell.resumed(running.windows_done)
+                    logger.warning("a mix cell is started again at window %d", again.skip)
                     running.starts += 1
-                    live[start(resumed(running.cell, running.windows))] = running
+                    live[start(again)] = running
                     continue
-                live[ready[0]] = running
                 if isinstance(item, JobError):
                     raise item
-                running.windows += 1
-                yield running.windows - 1, item
+                if not isinstance(item, CellEnd):
+                    live[ready[0]] = running
+                    running.windows_done = item[0] + 1
+                yield running.index, item
         finally:
             for generator in live:
                 ray.cancel(generator, force=True)
@@ -79,12 +102,19 @@ def render_on_ray(settings: Settings) -> Render:
     return render
 
 
+def _this_node() -> str:
+    return f"{platform.node()}/{ray.get_runtime_context().get_node_id()[:6]}"
+
+
 def _cell_lost(cell: Cell, error: Exception) -> JobError:
-    names = ", ".join(key.rsplit("/", 1)[-1] for key in cell.keys)
     if isinstance(error, LOST_WORKER):
         return JobError(
             ErrorCode.WORKER_CRASHED,
-            f"One of these stems stopped the program that reads it: {names}.",
+            f"One of these stems stopped the program that reads it: {_names(cell)}.",
             str(error)[:500],
         )
-    return internal_error(f"{names}: {type(error).__name__}: {str(error)[:500]}")
+    return internal_error(f"{_names(cell)}: {type(error).__name__}: {str(error)[:500]}")
+
+
+def _names(cell: Cell) -> str:
+    return ", ".join(part.stem.name.rsplit("/", 1)[-1] for part in cell.parts)

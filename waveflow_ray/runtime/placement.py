@@ -53,6 +53,8 @@ ACTOR: dict[str, Any] = {
 }
 
 CELLS_PER_MIX = 8
+CELLS_AHEAD = 2
+"""Cells of a mix that wait while so many run: no CPU waits for the reduce to send the next."""
 LIGHT_PER_CPU = 2
 """Light jobs at a time: they mostly wait for S3, but each needs a process of its own."""
 HEAVY_QUEUED = 2

@@ -23,11 +23,12 @@ def do_job(job: Job, settings: Settings, cpus: int, nodes: list[dict[str, Any]] 
         nodes: what Ray says of its nodes, for a health job.
     """
     configure_logging(settings.log_level, settings.log_format)
+    parallelism = min(cpus, CELLS_PER_MIX)
     return perform(
         job,
         settings,
-        render=render_on_ray(settings),
-        parallelism=min(cpus, CELLS_PER_MIX),
+        render=render_on_ray(settings, parallelism),
+        parallelism=parallelism,
         nodes=nodes,
         in_worker=True,
     )
