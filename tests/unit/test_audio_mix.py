@@ -194,7 +194,12 @@ def test_a_mono_mix_of_stereo_is_the_average_of_both_sides(
     np.testing.assert_allclose(read(tmp_path / "mix.wav"), expected, rtol=0, atol=1e-6)
 
 
-def test_no_plan_changes_a_bit(stems: list[Path], arranged: dict[str, Any], tmp_path: Path) -> None:
+def test_no_plan_changes_a_bit(
+    stems: list[Path],
+    arranged: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """By range or from the start, in any groups, windows and order: the same file."""
     for fields in (
         spec_of(*stems).model_dump(),
@@ -206,6 +211,7 @@ def test_no_plan_changes_a_bit(stems: list[Path], arranged: dict[str, Any], tmp_
         for parallelism, window, by_range in itertools.product(
             [1, 2, 5], [1000, 4097, 240_000], [True, False]
         ):
+            monkeypatch.setattr("waveflow_ray.audio.bus.HELD_BYTES", parallelism * 50_000)
             mixdown = shared_out(
                 spec, tmp_path / "mix.wav", parallelism, window, by_range, seed=window
             )
@@ -439,8 +445,12 @@ def test_a_mix_may_replace_one_of_its_stems(tmp_path: Path) -> None:
     np.testing.assert_allclose(read(path), before, rtol=0, atol=TOLERANCE)
 
 
-def test_windows_of_unlike_length_add_up(scratch_fd: int) -> None:
+@pytest.mark.parametrize("held_bytes", [0, 40, 1000])
+def test_windows_of_unlike_length_add_up(
+    scratch_fd: int, held_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A longer window after a shorter one, a shorter after a longer, and one far ahead."""
+    monkeypatch.setattr("waveflow_ray.audio.bus.HELD_BYTES", held_bytes)
     bus = MixBus(scratch_fd, MixFormat(44_100, 1, 28, 10))
     bus.add(3, np.full((2, 1), 5, np.int32))
     bus.add(0, np.full((4, 1), 1, np.int32))
@@ -448,7 +458,9 @@ def test_windows_of_unlike_length_add_up(scratch_fd: int) -> None:
     bus.add(0, np.full((3, 1), 3, np.int32))
     assert bus.frames == 32
     expected = [6] * 3 + [3] + [2] * 6 + [0] * 20 + [5] * 2
-    np.testing.assert_array_equal(bus.read(0, 32)[:, 0], expected)
+    windows = [bus.window(index)[:, 0] for index in range(4)]
+    assert [len(window) for window in windows] == [10, 10, 10, 2]
+    np.testing.assert_array_equal(np.concatenate(windows), expected)
 
 
 @pytest.mark.parametrize(

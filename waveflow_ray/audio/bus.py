@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from waveflow_ray.audio.clip import Clip
 from waveflow_ray.audio.decode import Block
+from waveflow_ray.audio.kernels import add_scaled, add_shifted
 
 Window = NDArray[np.int32]
 
@@ -28,6 +29,8 @@ HEADROOM = 8
 WINDOW_FRAMES = 1 << 19
 """Length of the pieces in which sums are handed on: 4 MiB in stereo, 12 s at 44.1 kHz."""
 INT16_BITS = 15
+HELD_BYTES = 96 * 2**20
+"""Of windows that need not be written: more than four minutes of stereo."""
 MAX_WEIGHT = 1 << (28 - INT16_BITS)
 
 SURROUND_GAIN = 0.5**0.5
@@ -115,47 +118,44 @@ def add_to_bus(
     channels of a stereo one.
 
     Args:
-        total: int32 ``(n, 1 or 2)``; changed.
+        total: int32 ``(n, 1 or 2)``, contiguous; changed.
         block: ``(n, 1 or 2)``, at the mix's rate.
         envelope: gain of the fades, ``(n,)``.
     """
     channels = total.shape[1]
     if block.dtype == np.int16 and clip.is_unity and block.shape[1] <= channels:
-        total += np.left_shift(block, bits - INT16_BITS, dtype=np.int32)
+        if block.shape[1] == channels:
+            # Frame by frame in memory, so channels need no loop of their own.
+            add_shifted(total.reshape(-1), block.reshape(-1), bits - INT16_BITS)
+        else:
+            total += np.left_shift(block, bits - INT16_BITS, dtype=np.int32)
         return
-    samples = as_float(block)
-    left, right = samples[:, 0], samples[:, -1]
+    # 16-bit samples are scaled as they are: a power of two more or less changes no digit.
+    full = bits - INT16_BITS if block.dtype == np.int16 else bits
+
+    def add(column: int, samples: NDArray[Any], gain: float, weight: float) -> None:
+        # The largest float32 below the headroom fits int32.
+        limit = np.nextafter(np.float32(HEADROOM * weight * 2.0**bits), np.float32(0))
+        add_scaled(total, column, samples, np.float32(gain * 2.0**full), limit, fades)
+
+    fades = np.empty(0, np.float32) if envelope is None else envelope
+    left, right = block[:, 0], block[:, -1]
     if channels == 2:
-        total[:, 0] += _quantised(left, clip.left, clip.weight, bits, envelope)
-        total[:, 1] += _quantised(right, clip.right, clip.weight, bits, envelope)
-    elif samples.shape[1] == 1:
-        gain = (clip.left + clip.right) / 2
-        total[:, 0] += _quantised(left, gain, clip.weight, bits, envelope)
+        add(0, left, clip.left, clip.weight)
+        add(1, right, clip.right, clip.weight)
+    elif block.shape[1] == 1:
+        add(0, left, (clip.left + clip.right) / 2, clip.weight)
     else:
         # Halves, so that their sum has the headroom of one stem.
-        for side, gain in ((left, clip.left), (right, clip.right)):
-            total[:, 0] += _quantised(side, gain / 2, clip.weight / 2, bits, envelope)
-
-
-def _quantised(
-    samples: NDArray[np.float32],
-    gain: float,
-    weight: float,
-    bits: int,
-    envelope: NDArray[np.float32] | None,
-) -> NDArray[np.int32]:
-    # Scaling by a power of two is exact, so at unity gain nothing is rounded before rint.
-    scaled = np.multiply(samples, np.float32(gain * 2.0**bits), dtype=np.float32)
-    if envelope is not None:
-        scaled *= envelope
-    # The largest float32 below the headroom fits int32.
-    limit = np.nextafter(np.float32(HEADROOM * weight * 2.0**bits), np.float32(0))
-    np.clip(scaled, -limit, limit, out=scaled)
-    return np.rint(scaled, out=scaled).astype(np.int32)
+        add(0, left, clip.left / 2, clip.weight / 2)
+        add(0, right, clip.right / 2, clip.weight / 2)
 
 
 class MixBus:
-    """Adds up windows, in whatever order they come, in a file.
+    """Adds up windows, in whatever order they come.
+
+    As many as fit `HELD_BYTES` are kept as they came, which on Ray means in the object store,
+    without a copy; the others are in a file.
 
     Args:
         fd: of an empty file for reading and writing; stays open. Nothing else may write to it.
@@ -165,8 +165,9 @@ class MixBus:
     def __init__(self, fd: int, fmt: MixFormat) -> None:
         self._fd = fd
         self._format = fmt
-        self._frame_bytes = 4 * fmt.channels
-        self._written: set[int] = set()
+        self._window_bytes = 4 * fmt.channels * fmt.window_frames
+        self._held: dict[int, Window] = {}
+        self._lengths: dict[int, int] = {}
         self.frames = 0
         """Length so far: the end of the furthest window."""
 
@@ -175,7 +176,8 @@ class MixBus:
 
         Args:
             index: counts from 0, in windows of ``fmt.window_frames``.
-            window: int32 ``(n, fmt.channels)``, n up to ``fmt.window_frames``. Not changed.
+            window: int32 ``(n, fmt.channels)``, n up to ``fmt.window_frames``. Not changed, and
+                not to be changed afterwards.
 
         Raises:
             ValueError: the window does not belong to this format.
@@ -185,23 +187,41 @@ class MixBus:
         fmt = self._format
         if length > fmt.window_frames or channels != fmt.channels or window.dtype != np.int32:
             raise ValueError(f"window {window.dtype}{window.shape} does not fit {fmt}")
-        start = index * fmt.window_frames
-        if index in self._written:
-            window = self.read(start, length) + window
-        self._written.add(index)
-        _write_all(self._fd, np.ascontiguousarray(window), start * self._frame_bytes)
-        self.frames = max(self.frames, start + length)
+        known = self._lengths.get(index)
+        if known is not None:
+            total = self._window(index, max(known, length)).copy()
+            total[:length] += window
+            window = total
+        self._lengths[index] = len(window)
+        self.frames = max(self.frames, index * fmt.window_frames + len(window))
+        if index in self._held or (len(self._held) + 1) * self._window_bytes <= HELD_BYTES:
+            self._held[index] = window
+        else:
+            _write_all(self._fd, np.ascontiguousarray(window), index * self._window_bytes)
 
-    def read(self, start: int, frames: int) -> Window:
-        """Frames of the bus as they are; zeros where nothing was added yet."""
-        samples = np.zeros((max(0, frames), self._format.channels), np.int32)
-        view, offset = samples.data.cast("B") if samples.size else memoryview(b""), 0
-        while offset < len(view):
-            count = os.preadv(self._fd, [view[offset:]], start * self._frame_bytes + offset)
-            if count == 0:
-                break
-            offset += count
+    def window(self, index: int) -> Window:
+        """The sum in a window, up to the end of the bus; zeros where nothing was added."""
+        size = self._format.window_frames
+        return self._window(index, max(0, min(size, self.frames - index * size)))
+
+    def _window(self, index: int, frames: int) -> Window:
+        """The first `frames` of a window; not to be changed."""
+        held = self._held.get(index)
+        if held is not None and len(held) >= frames:
+            return held[:frames]
+        samples = np.zeros((frames, self._format.channels), np.int32)
+        if held is not None:
+            samples[: len(held)] = held
+        elif samples.size:
+            _read_all(self._fd, samples, index * self._window_bytes)
         return samples
+
+
+def _read_all(fd: int, samples: NDArray[Any], offset: int) -> None:
+    """Fill `samples` from a file; what is behind its end is left as it is."""
+    view = samples.data.cast("B")
+    while view and (count := os.preadv(fd, [view], offset)):
+        view, offset = view[count:], offset + count
 
 
 def _write_all(fd: int, samples: NDArray[Any], offset: int) -> None:

@@ -24,10 +24,11 @@ from waveflow_ray.errors import ErrorCode, JobError
 @dataclass(frozen=True)
 class CellEnd:
     """The last thing that a cell yields: the index and the length in frames of each file that
-    was decoded from its start, and who did the cell."""
+    was decoded from its start, who did the cell, and how much was read for it."""
 
     frames: tuple[tuple[int, int], ...]
     node: str = ""
+    bytes_read: int = 0
 
 
 CellOutput = tuple[int, Window] | CellEnd

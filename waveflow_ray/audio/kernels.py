@@ -207,3 +207,36 @@ def quantise(
     if filled and bucket < len(waveform):
         waveform[bucket] = highest
     return wanted, top, clipped
+
+
+@compiled
+def add_shifted(total: Any, samples: Any, shift: int) -> None:
+    """Add 16-bit samples to a stretch of the bus: ``total += samples << shift``.
+
+    Args:
+        total: int32 ``(n,)``; changed.
+        samples: int16 ``(n,)``.
+    """
+    for i in range(len(total)):
+        total[i] += np.int32(samples[i]) << shift
+
+
+@compiled
+def add_scaled(
+    total: Any, column: int, samples: Any, scale: Any, limit: Any, envelope: Any
+) -> None:
+    """Add samples to one channel of a stretch of the bus: scaled, clipped, rounded half to even.
+
+    Args:
+        total: int32 ``(n, channels)``; changed.
+        samples: int16 or float32 ``(n,)``.
+        scale, limit: float32: steps of the bus in 1 of a sample; largest magnitude in steps.
+        envelope: float32 ``(n,)``, multiplied as well; or ``(0,)``.
+    """
+    fades = len(envelope) > 0
+    for i in range(samples.shape[0]):
+        value = np.float32(samples[i]) * scale
+        if fades:
+            value *= envelope[i]
+        value = min(max(value, -limit), limit)
+        total[i, column] += np.int32(np.rint(value))

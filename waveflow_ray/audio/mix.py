@@ -79,6 +79,7 @@ class Mixer:
     written: Callable[[int], object] = lambda _count: None
     progress: Progress = lambda _done, _of: None
     cells_by_node: Counter[str] = field(init=False, default_factory=Counter)
+    bytes_read: int = field(init=False, default=0)
     _row_next: dict[int, int] = field(init=False)
     _columns_left: set[int] = field(init=False)
     _stem_frames: dict[int, int] = field(init=False, default_factory=dict)
@@ -101,6 +102,7 @@ class Mixer:
             self._stem_frames.update(output.frames)
             self._row_next.pop(cell, None)
             self.cells_by_node[output.node] += 1
+            self.bytes_read += output.bytes_read
         else:
             index, window = output
             self._bus.add(index, window)
@@ -129,8 +131,8 @@ class Mixer:
         level = fixed_level(self.spec) or level_of(self.spec, len(self.plan.parts), loudness)
         if self._writer is None:
             self._writer = self._open_writer(level, frames)
-            for start in range(0, frames, fmt.window_frames):
-                self._write(self._bus.read(start, min(fmt.window_frames, frames - start)))
+            for index in range(-(-frames // fmt.window_frames)):
+                self._write(self._bus.window(index))
         written = self._writer.finish()
         return Mixdown(
             frames=frames,
@@ -158,12 +160,11 @@ class Mixer:
             self._measure_window()
 
     def _measure_window(self) -> None:
-        count = min(self.plan.format.window_frames, self._bus.frames - self._measured)
-        window = self._bus.read(self._measured, count)
+        window = self._bus.window(self._measured // self.plan.format.window_frames)
         self._meter.add(window)
         if self._writer is not None:
             self._write(window)
-        self._measured += count
+        self._measured += len(window)
         self.progress(self._measured, max(self.plan.frames or 0, self._bus.frames))
 
     def _write(self, window: Window) -> None:

@@ -19,9 +19,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
-from waveflow_ray.audio.cell import CellOutput, cell_windows, naming
+from waveflow_ray.audio.cell import CellEnd, CellOutput, cell_windows, naming
 from waveflow_ray.audio.decode import AudioReader, open_audio
 from waveflow_ray.audio.media import SNIFF_BYTES
 from waveflow_ray.audio.mix import HEAD_BYTES, NUM_PEAKS, Mixer, encoding_of, stem_info
@@ -79,7 +80,7 @@ def run(job: MixJob, work: Work, render: Render, parallelism: int) -> dict[str, 
                 for cell, output in render(plan.cells):
                     mixer.take(cell, output)
                 mixdown = mixer.finish()
-        work.bytes_in = sum(part.stem.size for part in plan.parts)
+        work.bytes_in += mixer.bytes_read
         work.audio_s = mixdown.duration
         work.notes["cells"] = dict(mixer.cells_by_node)
         with work.stage("upload"):
@@ -107,6 +108,7 @@ def _probe(key: str, work: Work) -> StemInfo:
     with naming(key), work.scratch() as fd:
         for count in (HEAD_BYTES, LONG_HEAD_BYTES):
             head = work.bucket.head(key, count)
+            work.bytes_in += len(head.body)
             check_size(key, head.size, settings.max_file_size_bytes)
             check_media_type(head.body[:SNIFF_BYTES], key, settings)
             os.pwrite(fd, head.body, 0)
@@ -117,7 +119,7 @@ def _probe(key: str, work: Work) -> StemInfo:
                     raise
         # The header is further in: a picture in an ID3 tag, or AIFF with its sound first.
         os.lseek(fd, 0, os.SEEK_SET)
-        work.bucket.download(key, fd, settings.max_file_size_bytes)
+        work.bytes_in += work.bucket.download(key, fd, settings.max_file_size_bytes).size
         return _info(key, fd, head, settings)
 
 
@@ -134,6 +136,7 @@ class S3Files:
         self._work = work
 
     def read(self, stem: StemInfo, start: int, stop: int) -> bytes:
+        self._work.bytes_in += stop - start
         return self._work.bucket.read(stem.name, start, stop, stem.version)
 
     @contextmanager
@@ -145,7 +148,8 @@ class S3Files:
 
             def fetch(name: str) -> None:
                 with naming(name):
-                    work.bucket.download(name, fds[name], settings.max_file_size_bytes)
+                    download = work.bucket.download(name, fds[name], settings.max_file_size_bytes)
+                work.bytes_in += download.size
 
             with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
                 list(pool.map(fetch, fds))
@@ -156,6 +160,15 @@ class S3Files:
                     reader = open_audio(fd, settings.max_duration_s, name=stem.name)
                 readers.append(stack.enter_context(reader))
             yield readers
+
+
+def cell_outputs(cell: Cell, work: Work, node: str = "") -> Iterator[CellOutput]:
+    """A cell of stems in the bucket; its end says who did it and what was read."""
+    before = work.bytes_in
+    for output in cell_windows(cell, S3Files(work)):
+        if isinstance(output, CellEnd):
+            output = replace(output, node=node, bytes_read=work.bytes_in - before)
+        yield output
 
 
 def _reopen(fd: int, stack: ExitStack) -> int:
@@ -170,7 +183,7 @@ def render_here(work: Work) -> Render:
 
     def render(cells: Sequence[Cell]) -> Iterator[tuple[int, CellOutput]]:
         for index, cell in enumerate(cells):
-            for output in cell_windows(cell, S3Files(work)):
+            for output in cell_outputs(cell, work):
                 yield index, output
 
     return render

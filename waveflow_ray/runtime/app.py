@@ -18,7 +18,7 @@ from waveflow_ray.aws.s3 import bucket_of
 from waveflow_ray.aws.sqs import QueueError, queue_of
 from waveflow_ray.errors import ConfigurationError, JobError
 from waveflow_ray.runtime.actors import Service, find_actors, start_actors
-from waveflow_ray.runtime.placement import NAMESPACE
+from waveflow_ray.runtime.placement import NAMESPACE, WORKERS_PER_CPU
 from waveflow_ray.settings import Settings
 
 LOG_WAIT_S = 5.0
@@ -86,6 +86,9 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
             context = ray.init(address=settings.ray_address or "auto", **common)
         else:
             os.environ.pop("RAY_ADDRESS", None)
+            actors = settings.reporters + 1  # Ray counts them among the workers
+            kept = WORKERS_PER_CPU * (num_cpus or os.cpu_count() or 1) + actors
+            os.environ.setdefault("RAY_num_workers_soft_limit", str(kept))
             context = ray.init(
                 num_cpus=num_cpus,
                 include_dashboard=True,

@@ -40,6 +40,8 @@ CELL: dict[str, Any] = {
     "max_retries": 0,
     "num_cpus": HEAVY_CPUS,
     "memory": 500 * 2**20,
+}
+STREAMED: dict[str, Any] = {
     "num_returns": "streaming",
     # A cell waits when the reduce falls behind, so the object store holds little of any mix.
     "_generator_backpressure_num_objects": 4,
@@ -57,6 +59,9 @@ CELLS_AHEAD = 2
 """Cells of a mix that wait while so many run: no CPU waits for the reduce to send the next."""
 LIGHT_PER_CPU = 2
 """Light jobs at a time: they mostly wait for S3, but each needs a process of its own."""
+WORKERS_PER_CPU = LIGHT_PER_CPU + 1
+"""Worker processes that a node keeps while they are idle. Ray keeps as many as there are CPUs and
+ends the others after a second; then every mix, which takes one more, would start a process."""
 HEAVY_QUEUED = 2
 """Heavy tasks beyond what fits: no CPU waits for the ingress, and the autoscaler sees demand."""
 TRIES = 2

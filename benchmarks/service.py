@@ -1,0 +1,165 @@
+"""The whole service to measure: any S3 and SQS, a server that takes webhooks, Ray here."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+import ray
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+from waveflow_ray.aws.clients import s3_client, sqs_client
+from waveflow_ray.aws.s3 import Bucket
+from waveflow_ray.aws.sqs import Queue
+from waveflow_ray.local.aws import REGION, LocalAws
+from waveflow_ray.local.server import MainServer
+from waveflow_ray.messages import MixJob, envelope
+from waveflow_ray.outcomes import MIXING_COMPLETE
+from waveflow_ray.runtime import app
+from waveflow_ray.runtime.actors import Service
+from waveflow_ray.settings import load_settings
+
+TIMEOUT_S = 3600.0
+
+
+@dataclass
+class Running:
+    """What runs, and how to use it."""
+
+    bucket: Bucket
+    queue: Queue
+    server: MainServer
+    service: Service
+    backend: str
+
+    def upload(self, paths: list[Path]) -> list[str]:
+        """Put files into the bucket, once; returns their keys."""
+        keys = [f"bench/{path.name}" for path in paths]
+        for path, key in zip(paths, keys, strict=True):
+            if not self.bucket.exists(key):
+                self.bucket.client.upload_file(str(path), self.bucket.name, key)
+        return keys
+
+    def mix(self, keys: list[str], **fields: Any) -> dict[str, Any]:
+        """Send a mix job, wait for its webhook, and return that."""
+        stage_id = uuid.uuid4().hex
+        given = fields if "stems" in fields else fields | {"stem_paths": keys}
+        self.queue.send(envelope(MixJob, f"mixing-{stage_id}", stageId=stage_id, **given))
+        deadline = time.monotonic() + TIMEOUT_S
+        seen = 0
+        while time.monotonic() < deadline:
+            received = self.server.received
+            for report in received[seen:]:
+                if report.path == MIXING_COMPLETE and report.payload["stageId"] == stage_id:
+                    return report.payload
+            seen = len(received)
+            time.sleep(0.002)
+        raise TimeoutError(f"no webhook for {stage_id} within {TIMEOUT_S:g} s")
+
+    def log_of(self, stage_id: str) -> dict[str, Any]:
+        """The log line of a mix job."""
+        for _ in range(100):
+            _, lines = ray.get(self.service.ingress.log_lines.remote(0))
+            for line in lines:
+                fields = json.loads(line)
+                if fields.get("stageId") == stage_id and "outcome" in fields:
+                    return dict(fields)
+            time.sleep(0.1)
+        raise LookupError(stage_id)
+
+    def object_store_bytes(self) -> int:
+        """Bytes of objects in the object store now."""
+        address = ray.get_runtime_context().gcs_address
+        reply = get_memory_info_reply(get_state_from_address(address))
+        return int(reply.store_stats.object_store_bytes_used)
+
+
+@contextmanager
+def running(num_cpus: int, **overrides: Any) -> Iterator[Running]:
+    """The service on this machine. S3 and SQS are those of AWS_ENDPOINT_URL, else moto."""
+    with ExitStack() as stack:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL")
+        name = f"bench-{uuid.uuid4().hex[:8]}"
+        if endpoint:
+            sqs = sqs_client(REGION, endpoint)
+            queue_url = sqs.create_queue(QueueName=name)["QueueUrl"]
+            s3_client(REGION, endpoint).create_bucket(
+                Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION}
+            )
+            backend = "AWS_ENDPOINT_URL"
+        else:
+            aws = stack.enter_context(LocalAws())
+            endpoint, queue_url, name = aws.endpoint, aws.queue_url, aws.env["S3_BUCKET_NAME"]
+            backend = "moto"
+        queue = Queue(sqs_client(REGION, endpoint), queue_url)
+        server = stack.enter_context(MainServer(queue.send))
+        settings = load_settings(
+            _env_file=None,
+            aws_endpoint_url=endpoint,
+            aws_region=REGION,
+            s3_bucket_name=name,
+            sqs_queue_url=queue_url,
+            webhook_url=server.url,
+            log_format="json",
+            poll_wait_s=2,
+            **overrides,
+        )
+        stack.callback(ray.shutdown)
+        app.connect(settings, may_start=True, num_cpus=num_cpus)
+        service = app.start(settings, detached=False)
+        bucket = Bucket(s3_client(REGION, endpoint), name)
+        yield Running(bucket, queue, server, service, backend)
+
+
+@dataclass
+class MemoryWatch:
+    """Samples what the processes below this one hold. ``with MemoryWatch(…) as watch``.
+
+    Attributes:
+        peak_mb: of each process by pid: its largest own memory (resident, without the object
+            store, which all map).
+        object_store_mb: the largest amount of objects in the store.
+    """
+
+    running: Running
+    every_s: float = 0.2
+    peak_mb: dict[int, float] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    object_store_mb: float = 0.0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def sample(self) -> None:
+        """Look once."""
+        for process in psutil.Process().children(recursive=True):
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                fields = dict(line.split(":\t", 1) for line in status.splitlines())
+                own = sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssFile"))
+                self.names[process.pid] = " ".join(process.cmdline())[:40]
+            except (OSError, KeyError, ValueError, psutil.Error):
+                continue
+            self.peak_mb[process.pid] = max(self.peak_mb.get(process.pid, 0.0), own / 1024)
+        used = self.running.object_store_bytes() / 2**20
+        self.object_store_mb = max(self.object_store_mb, used)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.every_s):
+            self.sample()

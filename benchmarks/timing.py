@@ -1,0 +1,110 @@
+"""Paired runs: ours and theirs in turn, so that a machine's moods meet both."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of wall time, and their ratio run by run."""
+
+    name: str
+    peer: str
+    ours_s: list[float]
+    peer_s: list[float]
+    target: float | None = None
+    note: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.ours_s, self.peer_s, strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        """The median of the pairs' ratios."""
+        return statistics.median(self.ratios)
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self) | {"ratio": self.ratio, "ratios": self.ratios}
+
+
+def compare(
+    name: str,
+    ours: Callable[[], object],
+    peer_name: str,
+    peer: Callable[[], object],
+    runs: int,
+    target: float | None = None,
+    note: str = "",
+) -> Comparison:
+    """Run both in turn, after one run of each that does not count."""
+    pairs: list[tuple[float, float]] = []
+    for _ in range(runs + 1):
+        pairs.append((seconds(ours), seconds(peer)))
+    ours_s, peer_s = zip(*pairs[1:], strict=True)
+    return Comparison(name, peer_name, list(ours_s), list(peer_s), target, note)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def command(*args: str) -> Callable[[], None]:
+    """A call that runs a program to its end."""
+
+    def run() -> None:
+        done = subprocess.run(args, capture_output=True)
+        if done.returncode:
+            raise RuntimeError(f"{args[0]} failed: {done.stderr.decode()[-500:]}")
+
+    return run
+
+
+def table(rows: Sequence[Comparison]) -> str:
+    """The comparisons in Markdown."""
+    lines = [
+        "| what | beside | ours s | theirs s | ratio (spread) | target |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        spread = f"{min(row.ratios):.2f}–{max(row.ratios):.2f}"
+        target = "–" if row.target is None else f"≤ {row.target:g}"
+        if row.target is not None:
+            target += " ✓" if row.ratio <= row.target else " ✗"
+        lines.append(
+            f"| {row.name} | {row.peer} | {statistics.median(row.ours_s):.3f} | "
+            f"{statistics.median(row.peer_s):.3f} | {row.ratio:.2f} ({spread}) | {target} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    memory = psutil.virtual_memory().total / 2**30
+    return (
+        f"{psutil.cpu_count()} CPUs, {memory:.0f} GB, {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def version_of(*args: str) -> str:
+    """The first line that a program says of itself."""
+    done = subprocess.run(args, capture_output=True, text=True)
+    return (done.stdout or done.stderr).strip().splitlines()[0]
+
+
+def cpu_s() -> float:
+    """CPU seconds of this process and its ended children."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
