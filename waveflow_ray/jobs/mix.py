@@ -119,7 +119,7 @@ def _probe(key: str, work: Work) -> StemInfo:
                     raise
         # The header is further in: a picture in an ID3 tag, or AIFF with its sound first.
         os.lseek(fd, 0, os.SEEK_SET)
-        work.bytes_in += work.bucket.download(key, fd, settings.max_file_size_bytes).size
+        work.bytes_in += work.bucket.fetch(key, fd, settings.max_file_size_bytes)
         return _info(key, fd, head, settings)
 
 
@@ -148,8 +148,8 @@ class S3Files:
 
             def fetch(name: str) -> None:
                 with naming(name):
-                    download = work.bucket.download(name, fds[name], settings.max_file_size_bytes)
-                work.bytes_in += download.size
+                    size = work.bucket.fetch(name, fds[name], settings.max_file_size_bytes)
+                work.bytes_in += size
 
             with ThreadPoolExecutor(PARALLEL_REQUESTS) as pool:
                 list(pool.map(fetch, fds))
