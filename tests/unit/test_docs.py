@@ -8,10 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from typer.main import get_command
 
+from waveflow_ray.audio.mix import mix_files
 from waveflow_ray.audio.peaks import Waveform
+from waveflow_ray.audio.spec import MixSpec, StemSpec
 from waveflow_ray.cli import app
 from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.messages import (
@@ -159,7 +163,37 @@ def test_the_tables_of_fields_are_the_fields(kind: type[Job]) -> None:
     assert [name for _, name, _ in rows] == list(POSITIONAL[kind])
     assert [int(position) for position, _, _ in rows] == list(range(1, len(rows) + 1))
     required = {name for name, field in kind.model_fields.items() if field.is_required()}
-    assert {name for _, name, mark in rows if mark} == required - {"job_id"}
+    # `stems` and `stem_paths` stand in for each other.
+    assert {name for _, name, mark in rows if mark} == required - {"job_id", "stems"}
+
+
+def test_the_fields_of_a_mix_are_the_fields() -> None:
+    """Every field that has no position, and every field of a stem, has a row, and its default."""
+    stems, mix = re.findall(
+        r"^\| field \| unit .*?(?=\n\n)", section(MESSAGES, "Mixes"), re.M | re.S
+    )
+    for table, kind, left_out in ((stems, StemSpec, set()), (mix, MixSpec, {"stems"})):
+        rows = re.findall(r"^\| (`.+?) \| [^|]* \| ([^|]+) \|", table, re.M)
+        names = [name for cell, _ in rows for name in re.findall(r"`(\w+)`", cell)]
+        assert set(names) == kind.model_fields.keys() - left_out
+        assert len(names) == len(set(names))
+    by_name = section(MESSAGES, "Fields").partition("By name only")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"`(\w+)`", by_name))
+    assert listed == MixSpec.model_fields.keys()
+
+
+def test_the_facts_of_a_mix_are_the_facts(tmp_path: Path) -> None:
+    """The table of `result`, its example and a real mix name the same fields in one order."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(800, np.int16), 8000)
+    mixdown = mix_files(
+        MixSpec(stems=(StemSpec(path=str(tmp_path / "a.wav")),)), tmp_path / "m.wav"
+    )
+    table = section(MESSAGES, "/mixing-complete").partition("`result` of a mix:")[2]
+    rows = re.findall(r"^\| (`.+?) \|", table.partition("```")[0], re.M)
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    example = webhook_example(task_id=job_example(MixJob).job_id, status="SUCCESS")["result"]
+    assert list(example) == names == list(mixdown.facts)
+    assert list(example["stems"][0]) == list(mixdown.facts["stems"][0])
 
 
 @pytest.mark.parametrize("kind", POSITIONAL)
@@ -219,7 +253,7 @@ def test_the_mixing_complete_is_what_is_sent() -> None:
     job = job_example(MixJob)
     assert isinstance(job, MixJob)
     example = webhook_example(task_id=job.job_id, status="SUCCESS")
-    names = ("mixed_file_path", "waveform_data_path")
+    names = ("mixed_file_path", "waveform_data_path", "result")
     assert_same(example, success(job, {name: example[name] for name in names}, 1.0))
     suffix = job.fingerprint[:16]
     assert example["mixed_file_path"] == f"mixed/{job.stageId}_mixed_{suffix}.wav"
