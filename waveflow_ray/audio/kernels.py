@@ -38,6 +38,11 @@ def pcm24_to_float(data: Any, out: Any, big_endian: bool) -> None:
 
 
 @compiled
+def _flushed(value: float) -> float:
+    return 0.0 if abs(value) < 1e-60 else value
+
+
+@compiled
 def k_weighted_energy(
     samples: Any, scale: float, taps: Any, state: Any, hop: int, carry: Any, out: Any
 ) -> int:
@@ -48,7 +53,8 @@ def k_weighted_energy(
         scale: makes full scale 1.0 of a sample.
         taps: float64 ``(7,)``: b0, b1, b2, a1, a2 of the shelf, a1, a2 of the high-pass.
         state: float64 ``(2, 4)``: of both filters of each channel; changed.
-        carry: float64 ``(2,)``: frames in the stretch that is open, and their energy; changed.
+        carry: float64 ``(3,)``: frames in the stretch that is open, and the energy of each
+            channel; changed.
         out: float64: the mean square of every stretch that was completed.
 
     Returns:
@@ -56,13 +62,12 @@ def k_weighted_energy(
     """
     b0, b1, b2, a1, a2, c1, c2 = taps
     frames, last = samples.shape[0], samples.shape[1] - 1
-    filled, energy, done = int(carry[0]), carry[1], 0
+    filled, left, right, done = int(carry[0]), carry[1], carry[2], 0
     p0, p1, u0, u1 = state[0]
     q0, q1, v0, v1 = state[1]
     at = 0
     while at < frames:
         count = min(hop - filled, frames - at)
-        left = right = 0.0
         # Both channels in one loop: each waits for its own last sample, not for the other's. And
         # what waits for nothing comes first in each sum.
         part = samples[at : at + count]
@@ -83,21 +88,18 @@ def k_weighted_energy(
             v0 = (v1 - 2.0 * y) - c1 * z
             v1 = y - c2 * z
             right += z * z
-        energy += left + right if last else left
         at += count
         filled += count
         if filled == hop:
-            out[done] = energy / hop
+            out[done] = (left + right if last else left) / hop
             done += 1
-            filled, energy = 0, 0.0
+            filled, left, right = 0, 0.0, 0.0
+            # Numbers too small for the processor's fast path would follow in silence.
+            p0, p1, u0, u1 = _flushed(p0), _flushed(p1), _flushed(u0), _flushed(u1)
+            q0, q1, v0, v1 = _flushed(q0), _flushed(q1), _flushed(v0), _flushed(v1)
     state[0] = p0, p1, u0, u1
     state[1] = q0, q1, v0, v1
-    for channel in range(2):
-        for i in range(4):
-            # Numbers too small for the processor's fast path would follow.
-            if abs(state[channel, i]) < 1e-60:
-                state[channel, i] = 0.0
-    carry[0], carry[1] = filled, energy
+    carry[0], carry[1], carry[2] = filled, left, right
     return done
 
 

@@ -19,7 +19,7 @@ ABSOLUTE_GATE_LUFS = -70.0
 RELATIVE_GATE = 0.1  # -10 LU
 OFFSET_LU = -0.691
 TAPS = 49
-"""Of the interpolator at four times the rate: 12 of each phase; as libebur128."""
+"""Of the interpolator, as libebur128: 12 of each phase at four times the rate, 24 at twice."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class LoudnessMeter:
         self._hop = (sample_rate + 5) // 10
         self._taps = _k_weighting(sample_rate)
         self._state = np.zeros((2, 4))
-        self._carry = np.zeros(2)
+        self._carry = np.zeros(3)
         self._energies: list[NDArray[np.float64]] = []
         self._phases = _interpolator(sample_rate)
         self._bound = float(np.abs(self._phases).sum(axis=1).max(initial=0.0))
@@ -128,13 +128,12 @@ def _interpolator(sample_rate: int) -> NDArray[np.float64]:
     """Phases between samples, ``(phases, taps)``: a sinc in a Hann window, at four times the rate
     below 96 kHz, at twice below 192 kHz."""
     factor = 4 if sample_rate < 96_000 else 2 if sample_rate < 192_000 else 1
-    per_phase = (TAPS - 1) // 4
-    length = per_phase * factor + 1
-    at = np.arange(length) - (length - 1) / 2
-    taps = np.sinc(at / factor) * np.hanning(length)
+    per_phase = (TAPS - 1) // factor
+    at = np.arange(TAPS) - (TAPS - 1) / 2
+    taps = np.sinc(at / factor) * np.hanning(TAPS)
     padded = np.zeros((per_phase + 1) * factor)
-    padded[:length] = taps
+    padded[:TAPS] = taps
     phases = padded.reshape(-1, factor).T
     # One of them is the samples themselves.
-    between = [i for i in range(factor) if (i - (length - 1) // 2) % factor]
+    between = [i for i in range(factor) if (i - (TAPS - 1) // 2) % factor]
     return np.ascontiguousarray(phases[between])
