@@ -22,8 +22,8 @@ HEADER_BYTES = 1024 * 1024
 """Encoders come back to the beginning of a file, never behind this."""
 WAV_MAX_BYTES = (1 << 32) - 4096
 """Samples beyond this need RF64; the rest of the 4 GB is for headers."""
-BLOCK_FRAMES = 64 * 1024
-"""Of one write. The Vorbis encoder keeps its input on the stack."""
+BLOCK_FRAMES = 16 * 1024
+"""Of one write. What the Vorbis encoder makes depends on how its input is cut."""
 DITHER_FRAMES = 16 * 1024
 
 CONTENT_TYPES = {
@@ -90,7 +90,8 @@ class Written:
 
 
 class MixWriter:
-    """Writes a mix whose samples come in blocks. Block sizes do not matter.
+    """Writes a mix whose samples come in blocks. For Vorbis all but the last have to be multiples
+    of `BLOCK_FRAMES`; else their sizes do not matter.
 
     Args:
         fd: of an empty file; stays open.
@@ -145,7 +146,11 @@ class MixWriter:
             raise OSError(f"the mix cannot be written: {error}") from error
         if title is not None:
             self._file.title = title
-        self._file.software = f"waveflow-ray {__version__}"
+        made_by = f"waveflow-ray {__version__}"
+        if encoding.format == "mp3":  # LAME names itself as the encoder there
+            self._file.comment = made_by
+        else:
+            self._file.software = made_by
 
     @property
     def written(self) -> int:

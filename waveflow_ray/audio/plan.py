@@ -27,6 +27,7 @@ BLOCK_FRAMES = 32 * 1024
 CELL_BYTES = 100 * 2**20
 """Memory that a cell may take for samples."""
 MIN_WINDOW_FRAMES = 1 << 14
+"""Windows are this times a power of two, as encode.BLOCK_FRAMES asks for."""
 
 
 @dataclass(frozen=True)
