@@ -42,7 +42,12 @@ _WAV_ENCODINGS = {
 _EXTENSIBLE = 0xFFFE
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 _AIFF_INTEGERS = {8: "PCM_S8", 16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}
-_AIFC_FLOATS = {b"fl32": ("FLOAT", 32), b"FL32": ("FLOAT", 32), b"fl64": ("DOUBLE", 64)}
+_AIFC_FLOATS = {
+    b"fl32": ("FLOAT", 32),
+    b"FL32": ("FLOAT", 32),
+    b"fl64": ("DOUBLE", 64),
+    b"FL64": ("DOUBLE", 64),
+}
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,9 @@ def _aiff_layout(head: bytes, size: int) -> PcmLayout | None:
             offset, block = struct.unpack_from(">II", head, at + 8)
             channels, frames, rate, encoding, is_big = form
             layout = PcmLayout("AIFF", encoding, is_big, rate, channels, at + 16, frames)
-            if offset or block or frames * layout.frame_bytes != length - 8:
+            # libsndfile counts the byte that makes the length even as one of the samples.
+            rest = length - 8 - frames * layout.frame_bytes
+            if offset or block or rest not in (0, 1) or rest == layout.frame_bytes:
                 return None
             return layout
         elif not name.strip(b" ").isalnum():
