@@ -354,6 +354,32 @@ def test_numbers_are_ids_too() -> None:
             ErrorCode.INVALID_MESSAGE,
             "'stageId",
         ),
+        *(
+            (f"{MIX}, {fields}}}", ErrorCode.INVALID_MESSAGE, part)
+            for fields, part in [
+                ('"stems": "a"', "'stems'"),
+                ('"stems": ["a"]', "'stems.0'"),
+                ('"stems": [{"gain_db": 1}]', "'stems.0.path': Field required"),
+                ('"stems": [{"path": "a", "gain": 1}]', "'stems.0.gain'"),
+                ('"stems": [{"path": "a", "pan": 1.01}]', "'stems.0.pan'"),
+                ('"stems": [{"path": "a", "gain_db": "loud"}]', "'stems.0.gain_db'"),
+                ('"stems": [{"path": "a", "gain_db": 21}]', "'stems.0.gain_db'"),
+                ('"stems": [{"path": "a", "fade_in_s": -1}]', "'stems.0.fade_in_s'"),
+                ('"stems": [{"path": "a", "start_s": 4, "end_s": 4}]', "end_s 4 is not behind"),
+                ('"stems": [{"path": "a", "mute": 1}]', "'stems.0.mute'"),
+                ('"stems": [{"path": "a"}], "stem_paths": ["b"]', "stem_paths"),
+                ('"stem_paths": ["a"], "normalization": "loud"', "'normalization'"),
+                ('"stem_paths": ["a"], "target_lufs": -16', "for normalization 'loudness'"),
+                ('"stem_paths": ["a"], "output_format": "aac"', "'output_format'"),
+                ('"stem_paths": ["a"], "bit_depth": 20', "'bit_depth'"),
+                ('"stem_paths": ["a"], "bit_depth": 32, "output_format": "flac"', "16 or 24"),
+                ('"stem_paths": ["a"], "bit_depth": 16, "output_format": "mp3"', "not mp3"),
+                ('"stem_paths": ["a"], "sample_rate": 50000, "output_format": "mp3"', "one of"),
+                ('"stem_paths": ["a"], "sample_rate": 44100.5', "'sample_rate'"),
+                ('"stem_paths": ["a"], "channels": 3', "'channels'"),
+                ('"stem_paths": ["a"], "dither": "yes"', "'dither'"),
+            ]
+        ),
     ],
 )
 def test_what_cannot_be_done_is_rejected_with_code_and_reason(
@@ -455,6 +481,27 @@ def test_every_difference_makes_another_fingerprint() -> None:
             bodies.append(as_envelope(task, "id-1", fields | {name: other}))
     fingerprints = {parse(body, "m").fingerprint for body in bodies}
     assert len(fingerprints) == len(bodies)
+
+
+def test_stems_are_stem_paths_with_more() -> None:
+    """A mix by either field is the same job; whatever is beside a path makes it another."""
+    paths = {"stageId": "st", "stem_paths": ["a.wav", "b.wav"]}
+    stems: dict[str, Any] = {"stageId": "st", "stems": [{"path": "a.wav"}, {"path": "b.wav"}]}
+    louder = {"stageId": "st", "stems": [{"path": "a.wav", "gain_db": 1}, {"path": "b.wav"}]}
+    jobs = [
+        parse(as_envelope(MIX_TASK, "m-1", fields), "message")
+        for fields in (paths, stems, stems | paths, louder, louder | paths)
+    ]
+    assert all(isinstance(job, MixJob) for job in jobs)
+    assert len({job.fingerprint for job in jobs[:3]}) == 1
+    assert jobs[3].fingerprint == jobs[4].fingerprint != jobs[0].fingerprint
+    assert {job.stem_paths for job in jobs} == {("a.wav", "b.wav")}  # type: ignore[attr-defined]
+
+
+def test_the_keys_of_old_mixes_stay() -> None:
+    """What the service derived from a message before mixes had more fields."""
+    job = parse(as_envelope(MIX_TASK, "m-1", {"stageId": "st", "stem_paths": ["a.wav"]}), "m")
+    assert job.fingerprint.startswith("1019905e8c05ea91")
 
 
 def test_messages_without_an_id_are_jobs_of_their_own() -> None:

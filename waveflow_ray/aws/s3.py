@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from waveflow_ray.aws.clients import s3_of
@@ -134,16 +133,6 @@ class Bucket:
         with faults(key):
             self.client.put_object(Bucket=self.name, Key=key, Body=body, ContentType=content_type)
 
-    def upload(self, key: str, fd: int, content_type: str) -> int:
-        """Write an open file as an object, in parts if it is large. Returns its bytes."""
-        size = os.fstat(fd).st_size
-        with faults(key), os.fdopen(os.dup(fd), "rb") as file:
-            file.seek(0)
-            self.client.upload_fileobj(
-                file, self.name, key, ExtraArgs={"ContentType": content_type}
-            )
-        return size
-
     def delete(self, key: str) -> None:
         """Delete an object; one that is gone already is fine."""
         with faults(key):
@@ -219,7 +208,7 @@ def faults(key: str) -> Iterator[None]:
         raise JobError(
             ErrorCode.INVALID_MESSAGE, "The file's name is not one that storage takes.", str(error)
         ) from error
-    except (BotoCoreError, S3UploadFailedError) as error:
+    except BotoCoreError as error:
         raise _unavailable(key, error) from error
 
 

@@ -10,7 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from waveflow_ray.cli import mix
-from waveflow_ray.messages import AnalysisJob, DuplicateJob, HashJob, Job, MixJob, envelope
+from waveflow_ray.messages import (
+    AnalysisJob,
+    DuplicateJob,
+    HashJob,
+    Job,
+    MixJob,
+    RejectedJob,
+    envelope,
+    parse,
+)
 from waveflow_ray.settings import load_settings
 
 app = typer.Typer(
@@ -136,6 +145,9 @@ def _send(model: type[Job], fields: dict[str, Any], dry_run: bool) -> None:
     subject = fields.get("stemId") or fields.get("stageId") or uuid.uuid4()
     job_id = f"{model.kind}-{subject}-{time.time_ns() // 1_000_000}"
     body = envelope(model, job_id, **fields)
+    job = parse(body, job_id)
+    if isinstance(job, RejectedJob):
+        raise typer.BadParameter(job.reason)
     if dry_run:
         typer.echo(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
         return

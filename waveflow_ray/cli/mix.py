@@ -168,10 +168,10 @@ def _progress_bar(wanted: bool) -> Iterator[Progress]:
 def _show(output: Path, spec: MixSpec, mixdown: Mixdown, seconds: float) -> None:
     from waveflow_ray.cli.files import picture
 
-    facts = mixdown.facts
+    facts, count = mixdown.facts, len(spec.stems)
     typer.echo(
-        f"{output}: {len(spec.stems)} stems, {mixdown.duration:.2f} s, {mixdown.sample_rate} Hz, "
-        f"{mixdown.channels} ch, in {seconds} s"
+        f"{output}: {count} {'stem' if count == 1 else 'stems'}, {mixdown.duration:.2f} s, "
+        f"{mixdown.sample_rate} Hz, {mixdown.channels} ch, in {seconds} s"
     )
     typer.echo(
         f"loudness {_level(facts['integrated_lufs'])} LUFS, true peak "

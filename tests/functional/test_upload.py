@@ -1,0 +1,96 @@
+"""A file that is uploaded while it grows: whole in S3, or nothing of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.support import World
+from waveflow_ray.audio.scratch import open_scratch
+from waveflow_ray.aws.upload import PART_BYTES, StreamedUpload
+from waveflow_ray.errors import ErrorCode, JobError
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    fd = open_scratch(tmp_path)
+    yield fd
+    os.close(fd)
+
+
+def object_of(world: World, key: str) -> bytes:
+    body = world.bucket.client.get_object(Bucket=world.bucket.name, Key=key)["Body"]
+    content: bytes = body.read()
+    return content
+
+
+def unfinished(world: World) -> list[Any]:
+    found: Any = world.bucket.client.list_multipart_uploads(Bucket=world.bucket.name)
+    return list(found.get("Uploads", []))
+
+
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES])
+def test_files_of_any_size_arrive(world: World, fd: int, size: int) -> None:
+    """With a header that changes when the file is complete, as encoders do it."""
+    content = os.urandom(size)
+    with StreamedUpload(world.bucket, f"up/{size}", fd, "audio/wav") as upload:
+        for start in range(0, size, 5_000_000):
+            os.pwrite(fd, content[start : start + 5_000_000], start)
+            upload.advance(os.fstat(fd).st_size)
+        content = b"RIFF"[:size] + content[4:]
+        os.pwrite(fd, content[:4], 0)
+        assert upload.finish() == size
+    assert object_of(world, f"up/{size}") == content
+    head = world.bucket.client.head_object(Bucket=world.bucket.name, Key=f"up/{size}")
+    assert head["ContentType"] == "audio/wav"
+    assert not unfinished(world)
+
+
+def test_parts_go_up_while_the_file_grows(world: World, fd: int) -> None:
+    """Before the end, all whole parts but the first are there."""
+    with StreamedUpload(world.bucket, "up/early", fd, "audio/wav") as upload:
+        os.pwrite(fd, bytes(4 * PART_BYTES), 0)
+        upload.advance(4 * PART_BYTES)
+        (found,) = unfinished(world)
+        upload._pool.shutdown(wait=True)
+        parts: Any = world.bucket.client.list_parts(
+            Bucket=world.bucket.name, Key="up/early", UploadId=found["UploadId"]
+        )
+        assert [part["PartNumber"] for part in parts["Parts"]] == [2, 3, 4]
+
+
+def test_what_is_given_up_leaves_nothing(world: World, fd: int) -> None:
+    """No object, and no parts that cost money."""
+
+    def give_up() -> None:
+        with StreamedUpload(world.bucket, "up/broken", fd, "audio/wav") as upload:
+            os.pwrite(fd, bytes(3 * PART_BYTES), 0)
+            upload.advance(3 * PART_BYTES)
+            assert unfinished(world)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        give_up()
+    assert not unfinished(world)
+    assert not world.bucket.exists("up/broken")
+
+
+def test_a_part_that_fails_fails_the_upload(
+    world: World, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise ClientError({"Error": {"Code": "SlowDown"}}, "UploadPart")
+
+    os.pwrite(fd, bytes(2 * PART_BYTES), 0)
+    monkeypatch.setattr(world.bucket.client, "upload_part", refuse)
+    upload = StreamedUpload(world.bucket, "up/refused", fd, "audio/wav")
+    with pytest.raises(JobError) as failure, upload:
+        upload.finish()
+    assert failure.value.code is ErrorCode.STORAGE_UNAVAILABLE
+    assert not unfinished(world)
+    assert not world.bucket.exists("up/refused")
