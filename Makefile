@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-unit check lint format lock clean
+.PHONY: help install demo test test-unit check lint format bench-mix lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ lint: $(STAMP)
 format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-mix: $(STAMP) ## mixes beside ffmpeg and sox, which have to be installed
+	$(BIN)/python -m benchmarks.mix
 
 lock: ## pin the newest versions anew
 	$(PYTHON) -m venv $(VENV)-lock

@@ -162,11 +162,14 @@ def heavy(service: Running, folder: Path, count: int, seconds: int) -> dict[str,
         report = mixed(service, keys)
     workers = [pid for pid, name in watch.names.items() if name.startswith("ray::")]
     idle_mb = max((idle.peak_mb.get(pid, 0.0) for pid in workers), default=0.0)
+    # A worker that was started meanwhile: above the others while they were idle.
+    above = {pid: peak - idle.peak_mb.get(pid, idle_mb) for pid, peak in watch.peak_mb.items()}
     log = service.log_of(report["stageId"])
     return {
         "seconds": round(sum(log["seconds"].values()), 1),
         "peak MB of a worker": round(max(watch.peak_mb[pid] for pid in workers)),
         "idle MB of a worker": round(idle_mb),
+        "MB above idle of any process": round(max(above.values())),
         "peak MB of the object store": round(watch.object_store_mb),
         "S3 bytes read, of the stems' size": round(
             log["bytes_in"] / (count * (seconds * inputs.RATE * 4 + 44)), 3

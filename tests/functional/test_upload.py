@@ -64,6 +64,21 @@ def test_parts_go_up_while_the_file_grows(world: World, fd: int) -> None:
         assert [part["PartNumber"] for part in parts["Parts"]] == [2, 3, 4]
 
 
+def test_a_file_that_is_written_anew_arrives_as_it_is_at_last(world: World, fd: int) -> None:
+    """Shorter too; nothing of what was uploaded before is in it."""
+    with StreamedUpload(world.bucket, "up/anew", fd, "audio/wav") as upload:
+        os.pwrite(fd, b"x" * (4 * PART_BYTES), 0)
+        upload.advance(4 * PART_BYTES)
+        upload.advance(0)
+        os.ftruncate(fd, 0)
+        content = os.urandom(2 * PART_BYTES + 5)
+        os.pwrite(fd, content, 0)
+        upload.advance(len(content) - 5)
+        assert upload.finish() == len(content)
+    assert object_of(world, "up/anew") == content
+    assert not unfinished(world)
+
+
 def test_what_is_given_up_leaves_nothing(world: World, fd: int) -> None:
     """No object, and no parts that cost money."""
 

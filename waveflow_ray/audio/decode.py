@@ -1,8 +1,8 @@
-"""Audio files as blocks of samples, in constant memory, by libsndfile.
+"""Audio files as blocks of samples, in constant memory, by libsndfile and dr_flac.
 
 Only the containers and encodings listed here reach the caller, and only files that begin like
-one of them reach libsndfile at all: its readers of rare formats have had memory faults. What a
-header says is never used to allocate anything; frames are counted as they come.
+one of them reach a decoder at all: libsndfile's readers of rare formats have had memory faults.
+What a header says is never used to allocate anything; frames are counted as they come.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from waveflow_ray.audio.container import Survey, survey
+from waveflow_ray.audio.flac import FlacFile
 from waveflow_ray.audio.sndfile import SequentialFile, View
 from waveflow_ray.errors import ErrorCode, JobError
 
@@ -206,6 +207,8 @@ class AudioReader:
 
     def _open(self) -> Any:
         plan = self._survey
+        if plan.kind == "audio/flac" and (flac := FlacFile.open(self._fd)) is not None:
+            return flac
         try:
             if not plan.always_show:
                 os.lseek(self._fd, 0, os.SEEK_SET)

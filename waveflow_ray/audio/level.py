@@ -30,9 +30,18 @@ class Level:
     limited_db: float = 0.0
 
 
-def fixed_level(spec: MixSpec) -> Level | None:
-    """The level where it does not depend on the audio, so that encoding need not wait."""
-    return Level(1.0) if spec.normalization == "none" else None
+def likely_level(spec: MixSpec, n_stems: int) -> Level | None:
+    """What `level_of` will find for almost all audio, so that encoding need not wait for it.
+
+    Returns:
+        None where it depends on the audio: one stem may well be above the limit; the average of
+        two or more is so only where all have a peak at the same time.
+    """
+    if spec.normalization == "none":
+        return Level(1.0)
+    if spec.normalization == "average" and n_stems > 1:
+        return _average(spec, n_stems, 0.0)
+    return None
 
 
 def level_of(spec: MixSpec, n_stems: int, sum_: Loudness) -> Level:

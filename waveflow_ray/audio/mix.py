@@ -17,7 +17,7 @@ from waveflow_ray.audio.bus import MixBus, Window
 from waveflow_ray.audio.cell import CellEnd, CellOutput, cell_windows
 from waveflow_ray.audio.decode import AudioReader, open_audio
 from waveflow_ray.audio.encode import Encoding, MixWriter, Written
-from waveflow_ray.audio.level import Level, fixed_level, level_of, to_db
+from waveflow_ray.audio.level import Level, level_of, likely_level, to_db
 from waveflow_ray.audio.loudness import Loudness, LoudnessMeter
 from waveflow_ray.audio.pcm import pcm_layout
 from waveflow_ray.audio.plan import MixPlan, StemInfo, plan_mix
@@ -65,7 +65,7 @@ class Mixer:
         title: goes into the tags of the file.
         seed: of the dither's noise.
         written: called with the number of bytes at the beginning of the file that are there;
-            those of its header may still change.
+            those of its header may still change. 0 means that it is written anew.
         progress: called after every window.
     """
 
@@ -92,9 +92,9 @@ class Mixer:
         self._meter = LoudnessMeter(fmt.sample_rate, fmt.channels, 2.0**fmt.bits)
         self._row_next = {i: 0 for i, cell in enumerate(cells) if cell.window is None}
         self._columns_left = {cell.window for cell in cells if cell.window is not None}
-        level = fixed_level(self.spec)
-        if level is not None and self.plan.frames is not None:
-            self._writer = self._open_writer(level, self.plan.frames)
+        self._likely = likely_level(self.spec, len(self.plan.parts))
+        if self._likely is not None and self.plan.frames is not None:
+            self._writer = self._open_writer(self._likely, self.plan.frames)
 
     def take(self, cell: int, output: CellOutput) -> None:
         """Take in one thing that cell number `cell` yielded."""
@@ -128,8 +128,9 @@ class Mixer:
         while self._measured < frames:
             self._measure_window()
         loudness = self._meter.result()
-        level = fixed_level(self.spec) or level_of(self.spec, len(self.plan.parts), loudness)
-        if self._writer is None:
+        level = level_of(self.spec, len(self.plan.parts), loudness)
+        if self._writer is None or level != self._likely:
+            self._start_over()
             self._writer = self._open_writer(level, frames)
             for index in range(-(-frames // fmt.window_frames)):
                 self._write(self._bus.window(index))
@@ -150,8 +151,16 @@ class Mixer:
         if self._writer is not None:
             self._writer.close()
 
+    def _start_over(self) -> None:
+        """What was encoded at the likely level is too loud."""
+        if self._writer is not None:
+            self.written(0)
+            self._writer.close()
+            os.ftruncate(self.out_fd, 0)
+            os.lseek(self.out_fd, 0, os.SEEK_SET)
+
     def _measure_what_is_complete(self) -> None:
-        """Windows are measured, and encoded where the gain is known, in order of time."""
+        """Windows are measured, and encoded at the likely level, in order of time."""
         size, rows = self.plan.format.window_frames, min(self._row_next.values(), default=None)
         while (window := self._measured // size) not in self._columns_left:
             whole = (window + 1) * size <= self._bus.frames

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -57,7 +57,14 @@ class StreamedUpload:
                 )
 
     def advance(self, count: int) -> None:
-        """The first `count` bytes of the file are there: upload what makes whole parts."""
+        """The first `count` bytes of the file are there: upload what makes whole parts.
+
+        0 means that the file is written anew: what was uploaded so far is given up.
+        """
+        if count == 0:
+            # Parts of the same numbers will replace them, so none may come in later.
+            wait(part for part in self._parts if not part.cancel())
+            self._parts, self._next = [], 1
         while (self._next + 1) * PART_BYTES <= count:
             self._submit(self._next)
             self._next += 1
