@@ -188,6 +188,20 @@ def make_world(aws: LocalAws, name: str, max_receives: int = 10) -> World:
     )
 
 
+def waveflow(*arguments: str, env: dict[str, str] | None = None, timeout_s: float = 120.0) -> str:
+    """Run a command that must end well; returns what it printed."""
+    done = subprocess.run(
+        [WAVEFLOW, *arguments],
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
 class ServiceProcess:
     """`waveflow run` as a user runs it: a process with an environment, output and signals."""
 

@@ -7,6 +7,7 @@
     ├── truncated_audio           │ permanent: reported at once,
     ├── object_not_found          │ the message is deleted
     ├── hash_mismatch             │
+    ├── last_known_copy           │
     ├── protected_object          │
     ├── timeout                   │
     ├── worker_crashed            ┘
@@ -37,6 +38,7 @@ class ErrorCode(StrEnum):
     TRUNCATED_AUDIO = "truncated_audio"
     OBJECT_NOT_FOUND = "object_not_found"
     HASH_MISMATCH = "hash_mismatch"
+    LAST_KNOWN_COPY = "last_known_copy"
     PROTECTED_OBJECT = "protected_object"
     NO_STEMS = "no_stems"
     TIMEOUT = "timeout"

@@ -112,8 +112,9 @@ def success(job: Job, result: dict[str, Any], processing_s: float) -> Webhook | 
     """The webhook of a job that went well; None where nobody is to be told.
 
     Args:
-        result: what the job found. hash: ``audio_hash``. analysis: the ``result`` object as
-            it goes out. mix: ``mixed_file_path``, ``waveform_data_path``, ``result``.
+        result: what the job found. hash: ``audio_hash``, ``known_copies``. analysis: the
+            ``result`` object as it goes out. mix: ``mixed_file_path``, ``waveform_data_path``,
+            ``result``.
         processing_s: seconds that the job took.
     """
     if isinstance(job, HashJob):
@@ -127,6 +128,7 @@ def success(job: Job, result: dict[str, Any], processing_s: float) -> Webhook | 
             "timestamp": job.timestamp,
             "original_filename": _filename(job.original_filename, job.filepath, job.stemId),
             "status": "hash_generated",
+            "known_copies": result["known_copies"],
         }
         return _webhook(job, HASH_CHECK, payload, "SUCCESS")
     if isinstance(job, DuplicateJob):

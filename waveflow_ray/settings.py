@@ -110,6 +110,13 @@ class Settings(BaseSettings):
         900.0, gt=0, le=36_000, description="Longest time that one attempt at a job may run."
     )
 
+    duplicate_guard: Literal["last-copy", "hash", "off"] = Field(
+        "last-copy",
+        description="What a duplicate job checks before it deletes: `last-copy`, that the file has "
+        "the hash and another known copy stays; `hash`, only the hash, if the message names one; "
+        "`off`, nothing.",
+    )
+
     max_retries: int = Field(
         3, ge=0, le=100, description="How often a job is tried again after a transient fault."
     )

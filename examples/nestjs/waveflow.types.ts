@@ -57,6 +57,8 @@ export interface HashCheck {
   timestamp: string | null;
   original_filename: string;
   status: 'hash_generated';
+  /** Other keys with the same bytes, at most 20. */
+  known_copies: string[];
 }
 
 export interface AnalysisResult {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import soundfile as sf
 
-from tests.support import WAVEFLOW, World, encoded, music, receiver, wait_until
+from tests.support import WAVEFLOW, World, encoded, music, receiver, wait_until, waveflow
 from waveflow_ray.local.verify import mix_difference
 from waveflow_ray.messages import HashJob, envelope
 
@@ -26,20 +26,6 @@ context = ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
 print(context.address_info["gcs_address"], flush=True)
 input()
 """
-
-
-def waveflow(*arguments: str, env: dict[str, str] | None = None, timeout_s: float = 120.0) -> str:
-    """Run a command that must end well; returns what it printed."""
-    done = subprocess.run(
-        [WAVEFLOW, *arguments],
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @contextmanager
@@ -210,7 +196,7 @@ def test_a_file_that_is_no_audio_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-SERVICE = ["run", "start", "stop", "status", "health", "cleanup", "enqueue"]
+SERVICE = ["run", "start", "stop", "status", "health", "cleanup", "index", "enqueue"]
 COMMANDS = [*SERVICE, "local", "demo", "hash", "peaks", "mix"]
 
 

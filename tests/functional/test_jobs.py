@@ -108,6 +108,8 @@ def test_only_the_right_bytes_are_deleted(world: World, settings: Settings) -> N
         ours = DuplicateJob(job_id="d", stemId="s", filepath=key, audio_hash=right)
         assert error_code(perform(ours, settings)) == "protected_object"
         assert world.bucket.exists(key)
+    world.bucket.put("f/other.wav", data, "x")
+    perform(hash_job("f/other.wav"), settings)
     good = DuplicateJob(job_id="d", stemId="s", filepath="f/copy.wav", audio_hash=right)
     assert perform(good, settings).status == "SUCCESS"
     assert not world.bucket.exists("f/copy.wav")

@@ -134,7 +134,7 @@ def result_of(job: Job) -> dict[str, Any]:
         }
     if isinstance(job, MixJob):
         return {"mixed_file_path": "mixed/m.wav", "waveform_data_path": "waveforms/m.json"}
-    return {"audio_hash": HASH}
+    return {"audio_hash": HASH, "known_copies": []}
 
 
 def webhook_of(

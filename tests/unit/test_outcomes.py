@@ -61,7 +61,7 @@ def test_hash_check_has_every_field_of_the_contract() -> None:
         timestamp="2025-01-01T09:00:00+09:00",
         original_filename="드럼 (1).wav",
     )
-    webhook = success(job, {"audio_hash": HASH}, 1.0)
+    webhook = success(job, {"audio_hash": HASH, "known_copies": []}, 1.0)
     assert webhook is not None
     assert (webhook.path, webhook.subject, webhook.status) == (
         "/hash-check",
@@ -78,6 +78,7 @@ def test_hash_check_has_every_field_of_the_contract() -> None:
         "timestamp": "2025-01-01T09:00:00+09:00",
         "original_filename": "드럼 (1).wav",
         "status": "hash_generated",
+        "known_copies": [],
     }
 
 
@@ -248,7 +249,7 @@ def test_a_rejected_mix_message_gives_back_what_it_named() -> None:
 
 def test_what_was_not_given_is_null() -> None:
     """The server branches on null; "" and "None" would make it look up such an id."""
-    payload = payload_of(success(hash_job(), {"audio_hash": HASH}, 1.0))
+    payload = payload_of(success(hash_job(), {"audio_hash": HASH, "known_copies": []}, 1.0))
     assert [payload[k] for k in ("userId", "trackId", "stageId", "timestamp")] == [None] * 4
     payload = payload_of(success(analysis_job(), result_of(analysis_job()), 1.0))
     assert [payload[k] for k in ("userId", "trackId", "upstreamId")] == [None] * 3
@@ -273,7 +274,7 @@ def test_the_last_segment_of_filepath_stands_in_for_the_file_name(
     """A null original_filename would cost the stem its record on the main server."""
     fields: dict[str, Any] = {"original_filename": given, "filepath": filepath}
     for webhook in (
-        success(hash_job(**fields), {"audio_hash": HASH}, 1.0),
+        success(hash_job(**fields), {"audio_hash": HASH, "known_copies": []}, 1.0),
         success(analysis_job(**fields), result_of(analysis_job()), 1.0),
         failure(hash_job(**fields), ERROR, 1.0),
     ):
@@ -365,7 +366,9 @@ def test_failure_and_success_of_one_job_are_two_events(job: Job) -> None:
 
 def test_payloads_are_utf8_json_without_escapes() -> None:
     """Names in any script travel as they are, in few bytes."""
-    webhook = success(hash_job(original_filename="드럼.wav"), {"audio_hash": HASH}, 1.0)
+    webhook = success(
+        hash_job(original_filename="드럼.wav"), {"audio_hash": HASH, "known_copies": []}, 1.0
+    )
     assert webhook is not None
     assert "드럼.wav".encode() in webhook.body
     assert b'": ' not in webhook.body

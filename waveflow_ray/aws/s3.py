@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
@@ -22,14 +24,20 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1024 * 1024
 READ_TRIES = 3
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+PRECONDITION_FAILED = frozenset({"412", "PreconditionFailed"})
+CHECKSUMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
+"""Those that boto3 compares by itself with what comes."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Download:
-    """What came of a download: SHA-256 (lower-case hex) of the bytes, and how many."""
+    """What came of a download: SHA-256 (lower-case hex) of the bytes, how many, and the ETag."""
 
     sha256: str
     size: int
+    etag: str
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,10 @@ class Head:
     etag: str
 
 
+class BrokenBodyError(JobError):
+    """An answer that began well and came incompletely or damaged: worth asking again at once."""
+
+
 class Bucket:
     """One bucket. Safe to use from several threads."""
 
@@ -50,10 +62,15 @@ class Bucket:
 
     def hash(self, key: str) -> Download:
         """SHA-256 of an object while it streams by; no file, memory of one chunk."""
-        digest = hashlib.sha256()
-        with faults(key):
-            size = _drain(self._open(key), digest.update)
-        return Download(digest.hexdigest(), size)
+
+        def read() -> Download:
+            digest = hashlib.sha256()
+            with faults(key):
+                response = self._open(key)
+                size = _drain(key, response, digest.update)
+            return Download(digest.hexdigest(), size, response["ETag"])
+
+        return _whole(read)
 
     def download(self, key: str, fd: int, max_bytes: int) -> Download:
         """Copy an object to an open file and hash it on the way.
@@ -61,26 +78,33 @@ class Bucket:
         Raises:
             JobError: ``file_too_large`` before anything is read, if it has over `max_bytes`.
         """
-        digest = hashlib.sha256()
 
-        def take(chunk: bytes) -> None:
-            digest.update(chunk)
-            _write_all(fd, chunk)
+        def read() -> Download:
+            digest = hashlib.sha256()
 
+            def take(chunk: bytes) -> None:
+                digest.update(chunk)
+                _write_all(fd, chunk)
+
+            size, etag = self._copy(key, fd, max_bytes, take)
+            return Download(digest.hexdigest(), size, etag)
+
+        return _whole(read)
+
+    def fetch(self, key: str, fd: int, max_bytes: int) -> int:
+        """Copy an object to an open file, not hashed; returns its bytes. Raises as `download`."""
+        return _whole(lambda: self._copy(key, fd, max_bytes, partial(_write_all, fd))[0])
+
+    def _copy(
+        self, key: str, fd: int, max_bytes: int, take: Callable[[bytes], object]
+    ) -> tuple[int, str]:
+        os.lseek(fd, 0, os.SEEK_SET)
+        os.ftruncate(fd, 0)
         with faults(key):
             response = self._open(key)
             with closing(response["Body"]):  # not read to its end if it is too large
                 check_size(key, response["ContentLength"], max_bytes)
-                size = _drain(response, take)
-        return Download(digest.hexdigest(), size)
-
-    def fetch(self, key: str, fd: int, max_bytes: int) -> int:
-        """Copy an object to an open file, not hashed; returns its bytes. Raises as `download`."""
-        with faults(key):
-            response = self._open(key)
-            with closing(response["Body"]):
-                check_size(key, response["ContentLength"], max_bytes)
-                return _drain(response, lambda chunk: _write_all(fd, chunk))
+                return _drain(key, response, take), response["ETag"]
 
     def head(self, key: str, count: int) -> Head:
         """The first `count` bytes of an object, or all if it has fewer."""
@@ -103,40 +127,104 @@ class Bucket:
         Raises:
             JobError: ``storage_unavailable``, also if the object has changed meanwhile.
         """
-        for attempt in range(READ_TRIES):
-            try:
-                with faults(key):
-                    response = self.client.get_object(
-                        Bucket=self.name, Key=key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
-                    )
+
+        def read() -> bytes:
+            with faults(key):
+                response = self.client.get_object(
+                    Bucket=self.name, Key=key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
+                )
+                with _body_faults(key):
                     body = response["Body"].read()
-                if len(body) == stop - start:
-                    return body
-            except JobError as error:
-                if error.code is not ErrorCode.STORAGE_UNAVAILABLE or attempt == READ_TRIES - 1:
-                    raise
-        raise _cut_short(len(body), stop - start)
+            if len(body) != stop - start:
+                raise _cut_short(len(body), stop - start)
+            return body
+
+        return _whole(read)
+
+    def stat(self, key: str) -> tuple[int, str] | None:
+        """Size in bytes and ETag of an object; None if it is not there."""
+        with faults(key):
+            try:
+                response = self.client.head_object(Bucket=self.name, Key=key)
+            except ClientError as error:
+                if _code(error) in MISSING:
+                    return None
+                raise
+        return response["ContentLength"], response["ETag"]
 
     def exists(self, key: str) -> bool:
         """Whether the object is there."""
-        with faults(key):
-            try:
-                self.client.head_object(Bucket=self.name, Key=key)
-            except ClientError as error:
-                if _code(error) in MISSING:
-                    return False
-                raise
-        return True
+        return self.stat(key) is not None
+
+    def get(self, key: str) -> tuple[bytes, str] | None:
+        """A small object and its ETag; None if it is not there."""
+
+        def read() -> tuple[bytes, str] | None:
+            parts: list[bytes] = []
+            with faults(key):
+                try:
+                    response = self._open(key)
+                except ClientError as error:
+                    if _code(error) in MISSING:
+                        return None
+                    raise
+                _drain(key, response, parts.append)
+            return b"".join(parts), response["ETag"]
+
+        return _whole(read)
+
+    def keys(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
+        """Keys that begin with `prefix` and come behind `after`, in their order; with sizes."""
+        with faults(prefix):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.name, Prefix=prefix, StartAfter=after
+            )
+            for page in pages:
+                for item in page.get("Contents", []):
+                    yield item["Key"], item["Size"]
 
     def put(self, key: str, body: bytes, content_type: str) -> None:
         """Write a small object; it is readable when this returns."""
         with faults(key):
             self.client.put_object(Bucket=self.name, Key=key, Body=body, ContentType=content_type)
 
+    def put_if(self, key: str, body: bytes, content_type: str, etag: str | None) -> str | None:
+        """Write a small object if it still has this ETag, or if None, if there is none yet.
+
+        Returns:
+            its new ETag; None if the condition does not hold.
+        """
+        condition: Any = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        with faults(key):
+            try:
+                response = self.client.put_object(
+                    Bucket=self.name, Key=key, Body=body, ContentType=content_type, **condition
+                )
+            except ClientError as error:
+                if _code(error) in PRECONDITION_FAILED | MISSING:
+                    return None
+                raise
+        return response["ETag"]
+
     def delete(self, key: str) -> None:
         """Delete an object; one that is gone already is fine."""
         with faults(key):
             self.client.delete_object(Bucket=self.name, Key=key)
+
+    def delete_if(self, key: str, etag: str) -> bool:
+        """Delete an object if it still has this ETag. False if it has another.
+
+        One that is gone already is fine.
+        """
+        with faults(key):
+            try:
+                self.client.delete_object(Bucket=self.name, Key=key, IfMatch=etag)
+            except ClientError as error:
+                if _code(error) in PRECONDITION_FAILED:
+                    return False
+                if _code(error) not in MISSING:
+                    raise
+        return True
 
     def reachable(self) -> None:
         """Ask for the bucket; raises JobError if it is not to be had."""
@@ -163,22 +251,67 @@ def check_size(key: str, size: int, max_bytes: int) -> None:
         )
 
 
-def _drain(response: GetObjectOutputTypeDef, take: Callable[[bytes], object]) -> int:
+def _whole(read: Callable[[], T]) -> T:
+    """Read again where a body comes damaged or incompletely."""
+    for _ in range(READ_TRIES - 1):
+        try:
+            return read()
+        except BrokenBodyError:
+            pass
+    return read()
+
+
+def _drain(key: str, response: GetObjectOutputTypeDef, take: Callable[[bytes], object]) -> int:
+    """Take the whole body; raises `BrokenBodyError` unless it is what S3 has."""
     size = 0
-    for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
-        take(chunk)
-        size += len(chunk)
+    expected_md5 = _md5_of(response)
+    md5 = hashlib.md5(usedforsecurity=False)
+    with _body_faults(key):
+        for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
+            take(chunk)
+            size += len(chunk)
+            if expected_md5:
+                md5.update(chunk)
     if size != response["ContentLength"]:
         raise _cut_short(size, response["ContentLength"])
+    if expected_md5 and md5.hexdigest() != expected_md5:
+        raise _broken(f"the MD5 of what came is {md5.hexdigest()}, not {expected_md5}")
     return size
 
 
-def _cut_short(came: int, expected: int) -> JobError:
-    return JobError(
-        ErrorCode.STORAGE_UNAVAILABLE,
-        "The file could not be read from storage completely.",
-        f"{came} of {expected} bytes came",
+def _md5_of(response: GetObjectOutputTypeDef) -> str | None:
+    """The MD5 to compare with, where boto3 has no checksum to compare.
+
+    S3 stores a checksum with everything uploaded since the end of 2024. Before, the ETag of an
+    object that came in one part and is not encrypted with KMS is its MD5.
+    """
+    sums = (response.get(f"Checksum{name}") for name in CHECKSUMS)
+    if any(isinstance(value, str) and "-" not in value for value in sums):
+        return None
+    etag = response["ETag"].strip('"')
+    is_md5 = re.fullmatch("[0-9a-f]{32}", etag) and "kms" not in str(
+        response.get("ServerSideEncryption")
     )
+    return etag if is_md5 else None
+
+
+def _cut_short(came: int, expected: int) -> BrokenBodyError:
+    return _broken(f"{came} of {expected} bytes came")
+
+
+def _broken(detail: str) -> BrokenBodyError:
+    return BrokenBodyError(
+        ErrorCode.STORAGE_UNAVAILABLE, "The file could not be read from storage completely.", detail
+    )
+
+
+@contextmanager
+def _body_faults(key: str) -> Iterator[None]:
+    """What goes wrong while a body comes: a cut, a stall, a checksum that differs."""
+    try:
+        yield
+    except BotoCoreError as error:
+        raise _broken(f"{key}: {type(error).__name__}: {error}") from error
 
 
 def _write_all(fd: int, chunk: bytes) -> None:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from waveflow_ray.audio.scratch import open_scratch
+from waveflow_ray.aws.copies import Copies
 from waveflow_ray.aws.s3 import Bucket, bucket_of
 from waveflow_ray.outcomes import Usage
 from waveflow_ray.settings import Settings
@@ -34,6 +35,7 @@ class Work:
     def __init__(self, settings: Settings, bucket: Bucket | None = None) -> None:
         self.settings = settings
         self.bucket = bucket or bucket_of(settings)
+        self.copies = copies_of(settings, self.bucket)
         self.seconds: dict[str, float] = {}
         self.bytes_in = 0
         self.bytes_out = 0
@@ -69,6 +71,11 @@ class Work:
             peak_memory_mb=peak_memory_mb(),
             node=platform.node(),
         )
+
+
+def copies_of(settings: Settings, bucket: Bucket) -> Copies:
+    """The index of known copies; marks in it count as long as a job can run."""
+    return Copies(bucket, settings.job_timeout_s + 2 * HARD_STOP_GRACE_S)
 
 
 @contextmanager
