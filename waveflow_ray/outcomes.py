@@ -61,13 +61,18 @@ class Usage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The one end of a job: what is reported, what is logged, and what failed if it failed."""
+    """The one end of a job: what is reported, what is logged, and what failed if it failed.
+
+    Attributes:
+        kept: the webhook will be the same if the job is done again.
+    """
 
     status: Status
     webhook: Webhook | None
     error: JobError | None = None
     usage: Usage = field(default_factory=Usage)
     notes: dict[str, Any] = field(default_factory=dict)
+    kept: bool = False
 
 
 def utc_now() -> str:

@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Self
 
@@ -28,6 +29,7 @@ KEEPALIVE_S = 4.0  # the main server closes idle connections after 5 s; we are f
 ANSWER_BYTES = 64 * 1024
 QUOTED_BYTES = 2000
 REMEMBERED = 10_000
+LONGEST_RETRY_AFTER_S = 300.0
 
 
 class Verdict(Enum):
@@ -46,6 +48,7 @@ class Answer:
     verdict: Verdict
     text: str
     repeated: bool = False
+    retry_after_s: float = 0.0
 
 
 def judge(webhook: Webhook, status: int, body: bytes) -> Verdict:
@@ -73,6 +76,25 @@ def signature(keys: Sequence[bytes], webhook_id: str, timestamp: str, body: byte
     content = f"{webhook_id}.{timestamp}.".encode() + body
     digests = (hmac.digest(key, content, "sha256") for key in keys)
     return " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in digests)
+
+
+def retry_after_s(header: str | None, now: float) -> float:
+    """Seconds that a ``Retry-After`` asks for (RFC 9110: a number, or a date); 300 at most.
+
+    Args:
+        now: seconds since 1970.
+    """
+    if header is None:
+        return 0.0
+    try:
+        seconds = float(header) if header.strip().isdigit() else _time_of(header) - now
+    except ValueError:
+        return 0.0
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S)
+
+
+def _time_of(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp()
 
 
 def _says_error(body: bytes) -> bool:
@@ -168,7 +190,8 @@ class Poster:
                     answer = await _read(response)
                     verdict = judge(webhook, response.status, answer)
                     quote = answer[:QUOTED_BYTES].decode(errors="replace")
-                    return Answer(verdict, f"{response.status} {quote}")
+                    wait_s = retry_after_s(response.headers.get("Retry-After"), self._clock())
+                    return Answer(verdict, f"{response.status} {quote}", retry_after_s=wait_s)
             except aiohttp.ClientConnectorError as error:
                 return _away(error)
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, OSError) as error:

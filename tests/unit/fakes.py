@@ -310,6 +310,7 @@ class FakeExecutor:
     begun: list[tuple[str, float]] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     cleanings: int = 0
+    kept: dict[str, Webhook] = field(default_factory=dict)
 
     def hold(self, *job_ids: str) -> None:
         """Make jobs wait for `let_go`."""
@@ -322,6 +323,9 @@ class FakeExecutor:
     @property
     def ids(self) -> list[str]:
         return [job_id for job_id, _ in self.begun]
+
+    async def keep(self, webhook: Webhook) -> Webhook:
+        return self.kept.setdefault(webhook.id, webhook)
 
     async def run(self, job: Job) -> Outcome:
         job_id = str(job.job_id)
@@ -358,9 +362,11 @@ class FakeServer:
     Attributes:
         answers: what the next posts are answered with; the last one stands if `for_ever`.
         sent: (webhook, virtual time), in order.
+        never: subjects whose webhooks seem to find nobody, whatever happens to others.
         most_at_once: subject -> how many posts were under way together.
     """
 
+    never: set[str] = field(default_factory=set)
     answers: list[Answer] = field(default_factory=list)
     standing: Answer = DELIVERED
     takes_s: float = 0.1
@@ -370,6 +376,9 @@ class FakeServer:
 
     async def post(self, webhook: Webhook) -> Answer:
         self.sent.append((webhook, now()))
+        if webhook.subject in self.never:
+            await asyncio.sleep(self.takes_s)
+            return AWAY
         for key in (webhook.subject, "all"):
             self.under_way[key] += 1
             self.most_at_once[key] = max(self.most_at_once[key], self.under_way[key])

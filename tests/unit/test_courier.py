@@ -294,6 +294,78 @@ def test_a_waiter_that_is_cancelled_is_not_missed() -> None:
     run(main())
 
 
+def test_probes_take_turns() -> None:
+    """Who waits longest probes next, so that none keeps the others from being tried."""
+
+    async def main() -> None:
+        server = FakeServer(standing=AWAY)
+        courier = courier_to(server)
+        tasks = deliveries(courier, 5)
+        await settle(1)
+        before = len(server.sent)
+        await until(lambda: len(server.sent) >= before + 10)
+        probes = [webhook.id for webhook, _ in server.sent[before : before + 10]]
+        assert sorted(probes[:5]) == sorted(probes[5:]) == [f"msg_{i}" for i in range(5)]
+        server.standing = DELIVERED
+        await asyncio.gather(*tasks)
+
+    run(main())
+
+
+def test_a_webhook_that_alone_finds_nobody_is_at_fault_itself() -> None:
+    """The others go on, and it is given up like one that is answered with errors."""
+
+    async def main() -> None:
+        server = FakeServer(never={"stem:0"})
+        courier = courier_to(server, webhook_give_up_s=600)
+        began = now()
+        poison, *others = deliveries(courier, 20)
+        results = await asyncio.gather(*others)
+        assert all(result.delivered for result in results)
+        assert now() - began < 10
+        for number in range(100):  # traffic goes on, and never waits
+            began = now()
+            await courier.deliver(webhook_of(f"later_{number}", subject=f"stem:later{number}"))
+            assert now() - began <= 2 * server.takes_s
+            await asyncio.sleep(7)
+        delivery = await poison
+        assert (delivery.delivered, delivery.answer) == (False, AWAY)
+        assert courier.breaker.closed.is_set()
+
+    run(main())
+
+
+def test_a_webhook_that_failed_alone_waits_when_the_server_goes() -> None:
+    """Its own trouble does not count any more once nobody is answered."""
+
+    async def main() -> None:
+        server = FakeServer(never={"stem:0"})
+        courier = courier_to(server, webhook_give_up_s=600)
+        poison, other = deliveries(courier, 2)
+        await other
+        await settle(60)
+        await courier.deliver(webhook_of("another", subject="stem:another"))
+        server.standing = AWAY
+        await settle(4 * 3600)
+        assert not poison.done()
+        server.never, server.standing = set(), DELIVERED
+        assert (await poison).delivered
+
+    run(main())
+
+
+@pytest.mark.parametrize("verdict", [Verdict.AWAY, Verdict.FAULT])
+def test_the_server_says_when_to_come_again(verdict: Verdict) -> None:
+    """Retry-After is waited for, if it is longer than the pause would be."""
+
+    async def main() -> None:
+        server = FakeServer(answers=[Answer(verdict, "429 later", retry_after_s=40.0)])
+        await courier_to(server).deliver(webhook_of())
+        assert 20 <= pauses_of(server)[0] <= 41
+
+    run(main())
+
+
 def test_a_refusal_after_an_outage_is_final() -> None:
     """Waiting for the server does not make a refusal anything else."""
 

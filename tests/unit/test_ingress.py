@@ -621,6 +621,49 @@ def test_what_is_in_hand_is_bounded(most: int) -> None:
     run(main())
 
 
+def test_a_webhook_that_the_server_fails_at_does_not_stop_the_others() -> None:
+    """Alone in hand it looks as if the server were away, until another one is answered."""
+
+    async def main() -> None:
+        async with Service(webhook_give_up_s=600) as service:
+            service.server.never = {"stem:stem-1"}
+            service.queue.put(stem_job(1))
+            await settle(300)
+            assert service.ingress.status()["main_server_away"] is True
+            for i in range(2, 40):
+                service.queue.put(stem_job(i))
+            await settle(100)
+            assert len(service.queue.deleted) == 38
+            assert service.ingress.status()["main_server_away"] is False
+            for i in range(40, 140):
+                service.queue.put(stem_job(i))
+                await settle(10)
+            assert [code for _, code, _ in service.queue.buried] == ["webhook_undelivered"]
+            await service.until_done()
+
+    run(main())
+
+
+def test_a_failure_that_is_decided_again_is_told_in_the_same_words() -> None:
+    """The message was not deleted in time: its second delivery says nothing new."""
+
+    async def main() -> None:
+        sent = []
+        kept = {}
+        for _ in range(2):  # the second ingress knows nothing of the first
+            async with Service() as service:
+                service.executor.kept = kept
+                message = json.dumps({"task": "unheard-of", "id": "x", "stemId": "s"})
+                service.queue.put(message)
+                await service.until_done()
+                kept = service.executor.kept
+                sent += [webhook for webhook, _ in service.server.sent]
+        assert len(sent) == 2
+        assert sent[0] == sent[1]
+
+    run(main())
+
+
 def test_intake_pauses_while_the_main_server_is_away() -> None:
     """Outcomes wait, leases are renewed, nothing is computed that cannot be told."""
 
@@ -633,12 +676,13 @@ def test_intake_pauses_while_the_main_server_is_away() -> None:
             for i in range(2, 40):
                 service.queue.put(stem_job(i))
             await settle(200)
-            assert len(service.queue.visible) == 38
-            assert service.executor.ids == ["hash-1"]
+            # A few, to ask with; the queue keeps the rest.
+            assert len(service.queue.visible) == 35
+            assert service.executor.ids == [f"hash-{i}" for i in range(1, 5)]
             status = service.ingress.status()
             assert status["main_server_away"] is True
             assert status["webhook_retries"] > 10
-            assert status["in_flight"] == {"hash": {"reporting": 1}}
+            assert status["in_flight"] == {"hash": {"reporting": 4}}
             assert len(service.queue.renewed) >= 200 // 30
             service.server.standing = DELIVERED
             await service.until_done()

@@ -322,6 +322,35 @@ def test_the_answer_is_kept_for_the_engineer(
     run(main())
 
 
+def at_728() -> float:
+    """7:28 on 21 October 2015, UTC."""
+    return 1445412480.0
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0),
+        ("40", 40),
+        ("100000", 300),
+        ("-1", 0),
+        ("soon", 0),
+        ("Wed, 21 Oct 2015 07:28:30 GMT", 30),
+        ("Wed, 21 Oct 2015 07:00:00 GMT", 0),
+    ],
+)
+def test_retry_after_is_a_number_or_a_date(header: str | None, seconds: float) -> None:
+    """Never longer than five minutes; what makes no sense is nothing."""
+
+    async def main() -> None:
+        reply = Reply(503, headers={} if header is None else {"Retry-After": header})
+        async with HttpServer(reply) as server, Poster(server.url, 60, clock=at_728) as poster:
+            answer = await poster.post(webhook_of())
+        assert (answer.verdict, answer.retry_after_s) == (AWAY, seconds)
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     "parts",
     [

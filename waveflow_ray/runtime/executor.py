@@ -10,9 +10,9 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from waveflow_ray.errors import internal_error
+from waveflow_ray.errors import JobError, internal_error
 from waveflow_ray.messages import AnalysisJob, CleanupJob, HealthJob, Job
-from waveflow_ray.outcomes import Outcome, failed, lost_worker
+from waveflow_ray.outcomes import Outcome, Webhook, failed, lost_worker
 from waveflow_ray.runtime.ingress import Slots
 from waveflow_ray.runtime.placement import (
     HEAVY_CPUS,
@@ -21,7 +21,7 @@ from waveflow_ray.runtime.placement import (
     LOST_WORKER,
     TRIES,
 )
-from waveflow_ray.runtime.tasks import heavy_task, light_task, warm_up_task
+from waveflow_ray.runtime.tasks import heavy_task, keep_task, light_task, warm_up_task
 from waveflow_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,18 @@ class RayExecutor:
         if isinstance(error, LOST_WORKER):
             return failed(job, lost_worker(job, TRIES))
         return failed(job, internal_error(f"{type(error).__name__}: {str(error)[:500]}"))
+
+    async def keep(self, webhook: Webhook) -> Webhook:
+        """See `keep`; where that cannot be had, the webhook as it is."""
+        try:
+            kept: Webhook = await keep_task.options(name=f"keep {webhook.id}").remote(
+                webhook, self._settings_ref
+            )
+        except (JobError, ray.exceptions.RayError) as error:
+            fields = {"webhook_id": webhook.id, "cause": str(error)[:500]}
+            logger.warning("a webhook was not kept", extra={"fields": fields})
+            return webhook
+        return kept
 
     async def warm_up(self) -> None:
         """Start a worker for every CPU there is, so that the first jobs find them ready."""

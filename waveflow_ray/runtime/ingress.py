@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from waveflow_ray.aws.sqs import BATCH, Message, QueueError, QueueFacts
 from waveflow_ray.errors import ErrorCode, internal_error
 from waveflow_ray.messages import AnalysisJob, CleanupJob, Job, MixJob, RejectedJob, parse
-from waveflow_ray.outcomes import Outcome, failed
+from waveflow_ray.outcomes import Outcome, Webhook, failed
 from waveflow_ray.runtime.courier import Courier, Delivery
 from waveflow_ray.runtime.leases import Held, Leases
 from waveflow_ray.runtime.subjects import Line, Ticket
@@ -33,6 +33,7 @@ LONGEST_RETRY_DELAY_S = 300
 LOOK_AGAIN_S = (1.0, 2.0, 4.0)
 """A missing object may be an upload that is just ending; a person is waiting, so not longer."""
 TROUBLE_PAUSE_S = 2.0
+JOBS_WHILE_AWAY = 4
 STAGES = ("queue", "download", "work", "upload", "webhook")
 SLOTS_EVERY_S = 2.0
 
@@ -50,6 +51,9 @@ class Executor(Protocol):
 
     async def run(self, job: Job) -> Outcome:
         """Do one attempt. Never raises for what a job can cause; cancelling stops the work."""
+
+    async def keep(self, webhook: Webhook) -> Webhook:
+        """The webhook as it was first decided on, also if the job is done again."""
 
     async def clean(self) -> Outcome:
         """Sweep the scratch folder of every node."""
@@ -208,8 +212,13 @@ class Ingress:
 
     async def _poll(self) -> None:
         while not self.draining:
-            room = self.settings.max_in_flight - len(self.leases.held) - self._asked_for
-            if room <= 0 or not self.courier.breaker.closed.is_set():
+            most = self.settings.max_in_flight
+            if not self.courier.breaker.closed.is_set():
+                # A few, so that there is another webhook to ask whether it is the server that is
+                # away, or fails at this one alone.
+                most = min(most, JOBS_WHILE_AWAY)
+            room = most - len(self.leases.held) - self._asked_for
+            if room <= 0:
                 await asyncio.sleep(0.05)
                 continue
             for message in await self._receive(min(room, BATCH)):
@@ -298,10 +307,12 @@ class Ingress:
     async def _report(self, held: Held, ticket: Ticket, outcome: Outcome) -> None:
         held.stage = "reporting"
         delivery: Delivery | None = None
-        if outcome.webhook is not None:
+        if (webhook := outcome.webhook) is not None:
             started = time.monotonic()
+            if not outcome.kept:
+                webhook = await self.executor.keep(webhook)
             async with ticket:
-                delivery = await self.courier.deliver(outcome.webhook)
+                delivery = await self.courier.deliver(webhook)
             outcome.usage.seconds["webhook"] = time.monotonic() - started
         letter = self._dead_letter(held.job, outcome, delivery)
         if letter is not None:

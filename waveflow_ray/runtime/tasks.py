@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ray
 
+from waveflow_ray.aws.kept import keep
+from waveflow_ray.aws.s3 import bucket_of
+from waveflow_ray.errors import JobError
 from waveflow_ray.jobs import perform
+from waveflow_ray.jobs.work import Work
 from waveflow_ray.logs import configure_logging
 from waveflow_ray.messages import Job
-from waveflow_ray.outcomes import Outcome
+from waveflow_ray.outcomes import Outcome, Webhook, failed
 from waveflow_ray.runtime.cells import render_on_ray
 from waveflow_ray.runtime.placement import CELLS_PER_MIX, HEAVY, LIGHT
 from waveflow_ray.settings import Settings
@@ -24,23 +29,35 @@ def do_job(job: Job, settings: Settings, cpus: int, nodes: list[dict[str, Any]] 
     """
     configure_logging(settings.log_level, settings.log_format)
     parallelism = min(cpus, CELLS_PER_MIX)
-    return perform(
+    work = Work(settings)
+    outcome = perform(
         job,
         settings,
+        work=work,
         render=render_on_ray(settings, parallelism),
         parallelism=parallelism,
         nodes=nodes,
         in_worker=True,
     )
+    if outcome.webhook is None or outcome.status == "FAILURE":
+        return outcome  # it may not be the last attempt
+    try:
+        return replace(outcome, webhook=keep(work.bucket, outcome.webhook), kept=True)
+    except JobError as error:
+        return failed(job, error, outcome.usage)
+
+
+def keep_webhook(webhook: Webhook, settings: Settings) -> Webhook:
+    """The webhook of a failure, the same whenever it is sent."""
+    return keep(bucket_of(settings), webhook)
 
 
 def warm_up(settings: Settings) -> None:
     """Make a worker ready before its first job: importing this module is most of it."""
-    from waveflow_ray.aws.s3 import bucket_of
-
     bucket_of(settings)
 
 
 light_task: Any = ray.remote(**LIGHT)(do_job)
 heavy_task: Any = ray.remote(**HEAVY)(do_job)
+keep_task: Any = ray.remote(**LIGHT)(keep_webhook)
 warm_up_task: Any = ray.remote(**HEAVY)(warm_up)

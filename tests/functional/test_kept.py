@@ -1,0 +1,37 @@
+"""Webhooks that are kept: the first one under an id is what is sent, whoever asks."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from tests.support import World
+from waveflow_ray.aws.kept import PREFIX, keep
+from waveflow_ray.outcomes import COMPLETION, HASH_CHECK, Webhook
+
+
+@pytest.fixture
+def webhook() -> Webhook:
+    return Webhook(f"msg_{uuid4().hex}_success", COMPLETION, b'{"a":1}', "stem:1", "SUCCESS")
+
+
+def test_the_first_one_stands(world: World, webhook: Webhook) -> None:
+    assert keep(world.bucket, webhook) == webhook
+    assert keep(world.bucket, replace(webhook, body=b'{"a":2}')) == webhook
+
+
+def test_one_of_many_at_the_same_time_stands(world: World, webhook: Webhook) -> None:
+    several = [replace(webhook, body=b"%d" % number) for number in range(20)]
+    with ThreadPoolExecutor(20) as pool:
+        kept = set(pool.map(lambda one: keep(world.bucket, one).body, several))
+    assert len(kept) == 1
+
+
+def test_a_hash_check_costs_nothing(world: World, webhook: Webhook) -> None:
+    """It is the same by itself."""
+    check = replace(webhook, path=HASH_CHECK)
+    assert keep(world.bucket, check) == check
+    assert not world.bucket.exists(f"{PREFIX}{check.id}.json")
