@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-unit check lint format bench-mix lock clean
+.PHONY: help install demo test test-unit check lint format bench-mix fuzz lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ format: $(STAMP) ## format and mend what can be mended
 
 bench-mix: $(STAMP) ## mixes beside ffmpeg and sox, which have to be installed
 	$(BIN)/python -m benchmarks.mix
+
+fuzz: $(STAMP) ## 500 damaged files of every format, and a table of what comes of them
+	$(BIN)/python -m tests.fuzz
 
 lock: ## pin the newest versions anew
 	$(PYTHON) -m venv $(VENV)-lock

@@ -106,6 +106,29 @@ class Settings(BaseSettings):
         4000, ge=1, le=100_000, description="Peaks of a waveform where the message names no number."
     )
     max_duration_s: float = Field(4 * 3600.0, gt=0, description="Longest audio that is decoded.")
+    max_channels: int = Field(8, ge=1, le=8, description="Most channels of a file.")
+    min_sample_rate: int = Field(
+        8_000, ge=8_000, le=192_000, description="Lowest sample rate of a file, in Hz."
+    )
+    max_sample_rate: int = Field(
+        192_000, ge=8_000, le=192_000, description="Highest sample rate of a file, in Hz."
+    )
+    max_stems: int = Field(128, ge=1, le=512, description="Most stems of a mix.")
+    max_num_peaks: int = Field(
+        100_000, ge=1, le=100_000, description="Most peaks that a message may ask for."
+    )
+    allowed_key_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Where uploads are: other keys are refused. Comma-separated or a JSON list; "
+        "none allows all.",
+    )
+    job_memory_mb: int = Field(
+        2048,
+        ge=512,
+        le=1_000_000,
+        description="Address space that a job may take beyond what its worker has, in MiB; a "
+        "decoder that wants more costs its own job.",
+    )
     job_timeout_s: float = Field(
         900.0, gt=0, le=36_000, description="Longest time that one attempt at a job may run."
     )
@@ -164,7 +187,7 @@ class Settings(BaseSettings):
         "next free one.",
     )
 
-    @field_validator("allowed_mime_types", mode="before")
+    @field_validator("allowed_mime_types", "allowed_key_prefixes", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -81,7 +81,7 @@ def default_of(name: str) -> str:
     if default is None:
         return "–"
     if isinstance(default, tuple):
-        return ",".join(default)
+        return ",".join(default) or "–"
     if isinstance(default, Path):
         return str(default).replace(tempfile.gettempdir(), "/tmp")
     return f"{default:.10g}" if isinstance(default, float) else str(default)

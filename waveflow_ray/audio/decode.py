@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,21 @@ MAX_CHANNELS = 8
 MIN_RATE_HZ = 8_000
 MAX_RATE_HZ = 192_000
 MAX_DURATION_S = 4 * 3600.0
+MAX_SAMPLE = np.float32(1e30)
+"""Of full scale 1.0: what is larger is damage."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a file may have: channels, Hz, seconds. Never more than the constants above."""
+
+    max_channels: int = MAX_CHANNELS
+    min_rate_hz: int = MIN_RATE_HZ
+    max_rate_hz: int = MAX_RATE_HZ
+    max_duration_s: float = MAX_DURATION_S
+
+
+NO_OTHERS = Limits()
 
 CONTAINERS = frozenset({"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF"})
 EIGHT_OR_SIXTEEN_BITS = frozenset({"PCM_S8", "PCM_U8", "PCM_16"})
@@ -57,8 +73,9 @@ class AudioReader:
             `blocks` has come to its end.
     """
 
-    def __init__(self, file: int | str | Path, max_duration_s: float, name: str) -> None:
+    def __init__(self, file: int | str | Path, limits: Limits, name: str) -> None:
         self.name = name
+        self._limits = limits
         self._owns_fd = not isinstance(file, int)
         self._fd = file if isinstance(file, int) else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         self._file: Any = None
@@ -79,8 +96,7 @@ class AudioReader:
         counted = self._survey.frames
         self._known_frames = None if counted is None else min(counted, claimed)
         self.claimed_frames = claimed if counted is None else min(counted, claimed)
-        self._max_frames = round(max_duration_s * self.sample_rate)
-        self._max_hours = max_duration_s / 3600
+        self._max_frames = round(limits.max_duration_s * self.sample_rate)
         self._integer = self.encoding in EIGHT_OR_SIXTEEN_BITS
         self._failed = False
         self.frames_read = 0
@@ -136,9 +152,10 @@ class AudioReader:
         while (count := self._read(raw)) > 0:
             self.frames_read += count
             if self.frames_read > self._max_frames:
+                hours = self._limits.max_duration_s / 3600
                 raise JobError(
                     ErrorCode.UNDECODABLE_AUDIO,
-                    f"The audio is longer than the {self._max_hours:g} hours that are allowed.",
+                    f"The audio is longer than the {hours:g} hours that are allowed.",
                     self.name,
                 )
             block = buffer[:count]
@@ -231,30 +248,29 @@ class AudioReader:
                 f"{self.container} files encoded as {self.encoding} cannot be used. {SUPPORTED}",
                 self.name,
             )
-        if not 1 <= self.channels <= MAX_CHANNELS:
+        limits = self._limits
+        if not 1 <= self.channels <= limits.max_channels:
             raise JobError(
                 ErrorCode.UNDECODABLE_AUDIO,
-                f"The file has {self.channels} channels; 1 to {MAX_CHANNELS} are allowed.",
+                f"The file has {self.channels} channels; 1 to {limits.max_channels} are allowed.",
                 self.name,
             )
-        if not MIN_RATE_HZ <= self.sample_rate <= MAX_RATE_HZ:
+        if not limits.min_rate_hz <= self.sample_rate <= limits.max_rate_hz:
             raise JobError(
                 ErrorCode.UNDECODABLE_AUDIO,
                 f"The sample rate is {self.sample_rate} Hz; "
-                f"{MIN_RATE_HZ} to {MAX_RATE_HZ} Hz are allowed.",
+                f"{limits.min_rate_hz} to {limits.max_rate_hz} Hz are allowed.",
                 self.name,
             )
 
 
-def open_audio(
-    file: int | str | Path, max_duration_s: float = MAX_DURATION_S, name: str = ""
-) -> AudioReader:
+def open_audio(file: int | str | Path, limits: Limits = NO_OTHERS, name: str = "") -> AudioReader:
     """Open an audio file, whatever its name, by its content.
 
     Args:
         file: a path, or the descriptor of a seekable file. A descriptor is not closed, and
             its position is used: no two readers may share one.
-        max_duration_s: longest audio that is decoded, in seconds; checked while decoding.
+        limits: the duration is checked while decoding.
         name: what to call it in errors.
 
     Raises:
@@ -263,7 +279,7 @@ def open_audio(
             8 channels, a sample rate outside 8 to 192 kHz).
         OSError: there is no such file.
     """
-    return AudioReader(file, max_duration_s, name)
+    return AudioReader(file, limits, name)
 
 
 def _checked_survey(fd: int, name: str) -> Survey:
@@ -278,9 +294,8 @@ def _checked_survey(fd: int, name: str) -> Survey:
 
 
 def silence_non_finite(block: NDArray[np.float32]) -> None:
-    """NaN and infinite samples become 0, in place."""
-    # One NaN or infinity makes the sum so: most blocks need no look at every sample.
-    with np.errstate(all="ignore"):
-        if np.isfinite(block.sum()):
-            return
-    np.nan_to_num(block, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    """NaN and infinite samples become 0, in place; so do those whose sums would be infinite."""
+    # Most blocks need no look at every sample. With a NaN in it, no comparison holds.
+    if block.min(initial=0) >= -MAX_SAMPLE and block.max(initial=0) <= MAX_SAMPLE:
+        return
+    block[~(np.abs(block) <= MAX_SAMPLE)] = 0.0

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 import traceback
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from waveflow_ray.errors import ErrorCode, JobError, internal_error
 from waveflow_ray.jobs import analysis, duplicate, hash, maintenance, mix
-from waveflow_ray.jobs.work import TimeUp, Work, reset_peak_memory, time_limit
+from waveflow_ray.jobs.limits import check_limits
+from waveflow_ray.jobs.work import (
+    TimeUp,
+    Work,
+    memory_limit,
+    reset_peak_memory,
+    time_limit,
+    too_much_memory,
+)
 from waveflow_ray.messages import (
     AnalysisJob,
     CleanupJob,
@@ -48,12 +57,15 @@ def perform(
     reset_peak_memory()
     work = work or Work(settings)
     try:
-        with time_limit(settings.job_timeout_s, hard=in_worker):
+        with time_limit(settings.job_timeout_s, hard=in_worker), _memory(settings, in_worker):
+            check_limits(job, settings)
             result, notes = _run(job, work, render or mix.render_here(work), parallelism, nodes)
     except JobError as error:
         return failed(job, error, work.usage())
     except TimeUp:
         return failed(job, _timeout(settings), work.usage())
+    except MemoryError:
+        return failed(job, too_much_memory(settings), work.usage())
     except Exception as error:
         logger.exception("job %s (%s) broke", job.job_id, job.kind)
         return failed(job, _internal(error), work.usage())
@@ -86,6 +98,10 @@ def _run(
     if isinstance(job, CleanupJob):
         return {}, {"removed": maintenance.cleanup(work.settings)}
     raise TypeError(f"no code for {job.kind} jobs")
+
+
+def _memory(settings: Settings, in_worker: bool) -> AbstractContextManager[None]:
+    return memory_limit(settings.job_memory_mb) if in_worker else nullcontext()
 
 
 def _timeout(settings: Settings) -> JobError:

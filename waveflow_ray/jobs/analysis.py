@@ -21,6 +21,7 @@ from waveflow_ray.audio.decode import open_audio
 from waveflow_ray.audio.media import SNIFF_BYTES, canonical_type, sniff
 from waveflow_ray.audio.peaks import waveform_of
 from waveflow_ray.errors import ErrorCode, JobError
+from waveflow_ray.jobs.limits import limits_of
 from waveflow_ray.jobs.work import Work
 from waveflow_ray.messages import AnalysisJob
 from waveflow_ray.outcomes import waveform_document
@@ -43,7 +44,7 @@ def run(job: AnalysisJob, work: Work) -> dict[str, Any]:
             )
         with work.stage("work"):
             check_media_type(os.pread(fd, SNIFF_BYTES, 0), job.filepath, settings)
-            with open_audio(fd, max_duration_s=settings.max_duration_s) as reader:
+            with open_audio(fd, limits_of(settings)) as reader:
                 waveform = waveform_of(reader, job.num_peaks or settings.default_waveform_peaks)
     work.audio_s = waveform.duration
     key = f"waveforms/{safe_id(job.stemId)}_waveform_{job.fingerprint[:16]}.json"

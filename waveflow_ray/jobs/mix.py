@@ -31,6 +31,7 @@ from waveflow_ray.aws.s3 import Head, check_size
 from waveflow_ray.aws.upload import StreamedUpload
 from waveflow_ray.errors import JobError
 from waveflow_ray.jobs.analysis import check_media_type, put_json, safe_id
+from waveflow_ray.jobs.limits import limits_of
 from waveflow_ray.jobs.work import Work
 from waveflow_ray.messages import MixJob
 from waveflow_ray.outcomes import waveform_document
@@ -125,7 +126,7 @@ def _probe(key: str, work: Work) -> StemInfo:
 
 def _info(key: str, fd: int, head: Head, settings: Settings) -> StemInfo:
     os.lseek(fd, 0, os.SEEK_SET)
-    with open_audio(fd, max_duration_s=settings.max_duration_s) as reader:
+    with open_audio(fd, limits_of(settings)) as reader:
         return stem_info(reader, key, head.size, head.body, head.etag)
 
 
@@ -157,7 +158,7 @@ class S3Files:
             for stem in stems:
                 with naming(stem.name):
                     fd = _reopen(fds[stem.name], stack)
-                    reader = open_audio(fd, settings.max_duration_s, name=stem.name)
+                    reader = open_audio(fd, limits_of(settings), name=stem.name)
                 readers.append(stack.enter_context(reader))
             yield readers
 

@@ -18,6 +18,7 @@ from typing import Any
 from waveflow_ray.audio.scratch import open_scratch
 from waveflow_ray.aws.copies import Copies
 from waveflow_ray.aws.s3 import Bucket, bucket_of
+from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.outcomes import Usage
 from waveflow_ray.settings import Settings
 
@@ -106,6 +107,35 @@ def time_limit(seconds: float, hard: bool = False) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
         if hard:
             faulthandler.cancel_dump_traceback_later()
+
+
+def too_much_memory(settings: Settings, detail: str = "") -> JobError:
+    """The error of a job that asked for more than `memory_limit` permits."""
+    return JobError(
+        ErrorCode.UNDECODABLE_AUDIO,
+        f"The file takes more than {settings.job_memory_mb} MB of memory to process.",
+        detail,
+    )
+
+
+@contextmanager
+def memory_limit(megabytes: float) -> Iterator[None]:
+    """No more address space for this process than it has now and so many MB (Linux).
+
+    What asks for more gets a MemoryError; a library that cannot bear that ends its process.
+    """
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        yield
+        return
+    most = pages * resource.getpagesize() + int(megabytes * 2**20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def reset_peak_memory() -> None:

@@ -14,7 +14,7 @@ from waveflow_ray.audio.cell import CellEnd, CellOutput
 from waveflow_ray.audio.plan import Cell
 from waveflow_ray.errors import ErrorCode, JobError, internal_error
 from waveflow_ray.jobs.mix import Render, cell_outputs
-from waveflow_ray.jobs.work import TimeUp, Work, time_limit
+from waveflow_ray.jobs.work import TimeUp, Work, memory_limit, time_limit, too_much_memory
 from waveflow_ray.runtime.placement import CELL, CELLS_AHEAD, LOST_WORKER, STREAMED, TRIES
 from waveflow_ray.settings import Settings
 
@@ -24,10 +24,15 @@ logger = logging.getLogger(__name__)
 def do_cell(cell: Cell, settings: Settings) -> Iterator[CellOutput | JobError]:
     """A cell of a mix, in a worker process. A JobError comes as the last item."""
     try:
-        with time_limit(settings.job_timeout_s, hard=True):
+        with (
+            time_limit(settings.job_timeout_s, hard=True),
+            memory_limit(settings.job_memory_mb),
+        ):
             yield from cell_outputs(cell, Work(settings), _this_node())
     except JobError as error:
         yield error
+    except MemoryError:
+        yield too_much_memory(settings, _names(cell))
     except TimeUp:
         yield JobError(ErrorCode.TIMEOUT, "A stem took too long to decode.", _names(cell))
 
