@@ -325,9 +325,12 @@ class FakeExecutor:
         return [job_id for job_id, _ in self.begun]
 
     async def keep(self, webhook: Webhook) -> Webhook:
-        return self.kept.setdefault(webhook.id, webhook)
+        return self.kept.setdefault(webhook.id.rpartition("_")[0], webhook)
 
-    async def run(self, job: Job) -> Outcome:
+    async def forget(self, webhook: Webhook) -> None:
+        del self.kept[webhook.id.rpartition("_")[0]]
+
+    async def run(self, job: Job, *, again: bool) -> Outcome:
         job_id = str(job.job_id)
         self.begun.append((job_id, now()))
         try:

@@ -653,8 +653,9 @@ def test_a_failure_that_is_decided_again_is_told_in_the_same_words() -> None:
         for _ in range(2):  # the second ingress knows nothing of the first
             async with Service() as service:
                 service.executor.kept = kept
-                message = json.dumps({"task": "unheard-of", "id": "x", "stemId": "s"})
-                service.queue.put(message)
+                error = JobError(ErrorCode.UNDECODABLE_AUDIO, "broken")
+                service.executor.plan["hash-1"] = [error]
+                service.queue.put(stem_job(1))
                 await service.until_done()
                 kept = service.executor.kept
                 sent += [webhook for webhook, _ in service.server.sent]

@@ -21,7 +21,13 @@ from waveflow_ray.runtime.placement import (
     LOST_WORKER,
     TRIES,
 )
-from waveflow_ray.runtime.tasks import heavy_task, keep_task, light_task, warm_up_task
+from waveflow_ray.runtime.tasks import (
+    forget_task,
+    heavy_task,
+    keep_task,
+    light_task,
+    warm_up_task,
+)
 from waveflow_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,14 +40,14 @@ class RayExecutor:
         self._settings_ref = ray.put(settings)
         self._cpus = 1
 
-    async def run(self, job: Job) -> Outcome:
+    async def run(self, job: Job, *, again: bool) -> Outcome:
         """One attempt; started again at once if the worker or its node died, but only once."""
         task = heavy_task if isinstance(job, AnalysisJob) else light_task
         nodes = await asyncio.to_thread(cluster_nodes) if isinstance(job, HealthJob) else None
         name = f"{job.kind} {job.job_id}"
         error: Exception = RuntimeError("not started")
         for _ in range(TRIES):
-            ref = task.options(name=name).remote(job, self._settings_ref, self._cpus, nodes)
+            ref = task.options(name=name).remote(job, self._settings_ref, self._cpus, nodes, again)
             try:
                 outcome: Outcome = await ref
                 return outcome
@@ -67,6 +73,16 @@ class RayExecutor:
             logger.warning("a webhook was not kept", extra={"fields": fields})
             return webhook
         return kept
+
+    async def forget(self, webhook: Webhook) -> None:
+        """See `forget`."""
+        try:
+            await forget_task.options(name=f"forget {webhook.id}").remote(
+                webhook, self._settings_ref
+            )
+        except (JobError, ray.exceptions.RayError) as error:
+            fields = {"webhook_id": webhook.id, "cause": str(error)[:500]}
+            logger.warning("a webhook was not forgotten", extra={"fields": fields})
 
     async def warm_up(self) -> None:
         """Start a worker for every CPU there is, so that the first jobs find them ready."""

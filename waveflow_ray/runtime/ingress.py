@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from waveflow_ray.aws.sqs import BATCH, Message, QueueError, QueueFacts
@@ -49,11 +49,18 @@ class Slots:
 class Executor(Protocol):
     """Where jobs are done."""
 
-    async def run(self, job: Job) -> Outcome:
-        """Do one attempt. Never raises for what a job can cause; cancelling stops the work."""
+    async def run(self, job: Job, *, again: bool) -> Outcome:
+        """Do one attempt. Never raises for what a job can cause; cancelling stops the work.
+
+        Args:
+            again: the message was received before.
+        """
 
     async def keep(self, webhook: Webhook) -> Webhook:
         """The webhook as it was first decided on, also if the job is done again."""
+
+    async def forget(self, webhook: Webhook) -> None:
+        """What was kept for the job of this webhook does not stand any more."""
 
     async def clean(self) -> Outcome:
         """Sweep the scratch folder of every node."""
@@ -270,7 +277,7 @@ class Ingress:
             async with pool.one():
                 held.stage = "running"
                 queue_s = queue_s or held.message.age_s + time.monotonic() - held.received
-                outcome = await self._attempt(job)
+                outcome = await self._attempt(job, again=held.receives > 1)
             outcome.usage.seconds["queue"] = queue_s
             missing = outcome.error and outcome.error.code is ErrorCode.OBJECT_NOT_FOUND
             if not missing or pause_s is None:
@@ -279,11 +286,11 @@ class Ingress:
             await self._sleep(pause_s)
         return outcome
 
-    async def _attempt(self, job: Job) -> Outcome:
+    async def _attempt(self, job: Job, *, again: bool) -> Outcome:
         try:
             if isinstance(job, CleanupJob):
                 return await self.executor.clean()
-            return await self.executor.run(job)
+            return await self.executor.run(job, again=again)
         except Exception as error:
             logger.exception("job %s could not be run", job.job_id)
             return failed(job, internal_error(f"{type(error).__name__}: {error}"))
@@ -311,11 +318,15 @@ class Ingress:
             started = time.monotonic()
             if not outcome.kept:
                 webhook = await self.executor.keep(webhook)
+                if webhook.status == "SUCCESS":  # it went well before, and was not deleted in time
+                    outcome = replace(outcome, status="SUCCESS", error=None, webhook=webhook)
             async with ticket:
                 delivery = await self.courier.deliver(webhook)
             outcome.usage.seconds["webhook"] = time.monotonic() - started
         letter = self._dead_letter(held.job, outcome, delivery)
         if letter is not None:
+            if webhook is not None and outcome.status == "FAILURE":
+                await self.executor.forget(webhook)  # replayed, it may go well
             buried = await self.leases.call(
                 self.leases.queue.bury, held.message, *letter, str(held.job.job_id)
             )
