@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -26,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from waveflow_ray.audio.spec import Key, MixSpec, StemSpec
+from waveflow_ray.audio.spec import Key, MixSpec, StemSpec, not_empty
 from waveflow_ray.errors import ErrorCode, JobError
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ class MixJob(MixSpec, Job):
     kind = "mix"
     task = "app.tasks.mix_stems_and_upload"
 
-    stem_paths: Annotated[tuple[Key, ...], Field(min_length=1, max_length=MAX_STEMS)]
+    stem_paths: Annotated[tuple[Key, ...], Field(max_length=MAX_STEMS), AfterValidator(not_empty)]
     stageId: Id | None = None  # noqa: N815 - the wire's name
     upstreamId: Any = None  # noqa: N815 - the wire's name
 
@@ -432,10 +433,14 @@ def _explain(
             ErrorCode.NO_STEMS,
             "There are no stems to mix: 'stem_paths' and 'stems' are missing or empty.",
         )
+    found = error.errors()
+    # Of stems and paths, the one that was filled in from the other has its faults.
+    filled_in = {"stems", "stem_paths"} - fields.keys()
+    own = [item for item in found if not filled_in.intersection(item["loc"][:1])]
     problems = "; ".join(
         # A problem of several fields together has no place of its own.
         (f"'{'.'.join(str(part) for part in item['loc'][:3])}': " if item["loc"] else "")
         + item["msg"].removeprefix("Value error, ")
-        for item in error.errors()[:3]
+        for item in (own or found)[:3]
     )
     return ErrorCode.INVALID_MESSAGE, f"The message for {model.task} is not valid: {problems}."

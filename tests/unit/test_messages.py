@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from waveflow_ray.audio.spec import MixSpec, StemSpec
 from waveflow_ray.errors import ErrorCode
 from waveflow_ray.messages import (
     TASKS,
@@ -364,6 +365,7 @@ def test_numbers_are_ids_too() -> None:
                 ('"stems": [{"path": "a", "pan": 1.01}]', "'stems.0.pan'"),
                 ('"stems": [{"path": "a", "gain_db": "loud"}]', "'stems.0.gain_db'"),
                 ('"stems": [{"path": "a", "gain_db": 21}]', "'stems.0.gain_db'"),
+                ('"stems": [{"path": "a", "gain_db": 1' + "0" * 400 + "}]", "too large a number"),
                 ('"stems": [{"path": "a", "fade_in_s": -1}]', "'stems.0.fade_in_s'"),
                 ('"stems": [{"path": "a", "start_s": 4, "end_s": 4}]', "end_s 4 is not behind"),
                 ('"stems": [{"path": "a", "mute": 1}]', "'stems.0.mute'"),
@@ -393,6 +395,36 @@ def test_what_cannot_be_done_is_rejected_with_code_and_reason(
     assert job.error.code is code
     assert job.error.message == job.reason
     assert not job.error.retryable
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (
+            {"stems": [{"path": "a", "pan": 2}]},
+            "'stems.0.pan': Input should be less than or equal to 1",
+        ),
+        (
+            {"stems": [{"path": "a"}, {"path": ""}]},
+            "'stems.1.path': String should have at least 1 character",
+        ),
+        ({"stems": [{"pan": 0}]}, "'stems.0.path': Field required"),
+        ({"stems": [], "stem_paths": ["a"]}, "'stems': empty"),
+        ({"stem_paths": ["a", 1]}, "'stem_paths.1': Input should be a valid string"),
+        (
+            {"stems": [{"path": "a"}, {"path": "b"}], "stem_paths": ["b", "a"]},
+            "stems and stem_paths do not name the same stems in the same order",
+        ),
+        (
+            {"stems": [{"path": "a"}] * 513},
+            "'stem_paths': Tuple should have at most 512 items after validation, not 513",
+        ),
+    ],
+)
+def test_one_mistake_is_told_in_one_sentence(fields: dict[str, Any], reason: str) -> None:
+    """Without what follows from it."""
+    job = rejected(as_envelope(MIX_TASK, "m-1", fields))
+    assert job.reason == f"The message for {MIX_TASK} is not valid: {reason}."
 
 
 @pytest.mark.parametrize("num_peaks", [0, -1, 100_001, "many", 1.5])
@@ -504,6 +536,38 @@ def test_the_keys_of_old_mixes_stay() -> None:
     assert job.fingerprint.startswith("1019905e8c05ea91")
 
 
+def test_wishes_that_are_the_default_are_no_other_job() -> None:
+    """Spelled out or left out, 3 or 3.0; every other wish makes another job, and other keys."""
+
+    def fingerprint(**fields: Any) -> str:
+        job = parse(as_envelope(MIX_TASK, "m-1", {"stems": [{"path": "a"}]} | fields), "m")
+        assert isinstance(job, MixJob)
+        return job.fingerprint
+
+    spelled = {"normalization": "average", "output_format": "wav", "dither": False}
+    assert fingerprint() == fingerprint(**spelled, channels=None)
+    assert fingerprint() == fingerprint(stems=[{"path": "a", "pan": 0, "solo": False}])
+    gains = [fingerprint(stems=[{"path": "a", "gain_db": gain}]) for gain in (3, 3.0, 4)]
+    assert gains[0] == gains[1] != gains[2]
+    wishes: list[dict[str, Any]] = [
+        {"normalization": "none"},
+        {"normalization": "peak", "target_peak_dbfs": -2},
+        {"normalization": "loudness", "target_lufs": -16},
+        {"normalization": "loudness", "true_peak_dbtp": -2},
+        {"output_format": "flac"},
+        {"bit_depth": 24},
+        {"dither": True},
+        {"sample_rate": 48_000},
+        {"channels": 1},
+    ]
+    times = ("offset_s", "start_s", "end_s", "fade_in_s", "fade_out_s")
+    of_stems = {"gain_db": 1, "pan": 1, "mute": True, "solo": True} | dict.fromkeys(times, 1)
+    assert {"path", *of_stems} == set(StemSpec.model_fields)
+    wishes += [{"stems": [{"path": "a", name: value}]} for name, value in of_stems.items()]
+    assert {name for wish in wishes for name in wish} == set(MixSpec.model_fields)
+    assert len({fingerprint(), *(fingerprint(**wish) for wish in wishes)}) == 1 + len(wishes)
+
+
 def test_messages_without_an_id_are_jobs_of_their_own() -> None:
     """Without a sender's id two messages are two jobs: nobody said that they are one."""
     body = '{"stemId": "s", "filepath": "f"}'
@@ -608,6 +672,26 @@ def test_deep_nesting_is_survived(body: str) -> None:
 def test_text_that_is_no_unicode_is_survived(body: str) -> None:
     """JSON can spell half a surrogate pair, which no webhook could carry."""
     check(body)
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.sampled_from([10**400, -(10**400), 2**63, -0.0, 1e308, "", "a", [], {}, [None], [{}]]),
+    st.integers(-100, 100_000),
+    st.floats(-100, 100),
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(MixSpec.model_fields)), ODD, max_size=4),
+    st.lists(st.dictionaries(st.sampled_from([*StemSpec.model_fields, "x"]), ODD), max_size=2),
+)
+def test_no_wish_for_a_mix_makes_the_parser_raise(
+    fields: dict[str, Any], stems: list[dict[str, Any]]
+) -> None:
+    """Numbers that no float can hold among them."""
+    check(as_envelope(MIX_TASK, "m-1", {"stems": stems} | fields))
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])

@@ -39,7 +39,17 @@ def _number(value: Any) -> Any:
     # JSON has one kind of number; text and true are none.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("too large a number") from None
+
+
+def not_empty(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    """For lists; unlike pydantic's own check it is silent where an item is at fault."""
+    if not items:
+        raise ValueError("empty")
+    return items
 
 
 Key = Annotated[StrictStr, Field(min_length=1), AfterValidator(_short_enough)]
@@ -111,7 +121,7 @@ class MixSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    stems: Annotated[tuple[StemSpec, ...], Field(min_length=1)]
+    stems: Annotated[tuple[StemSpec, ...], AfterValidator(not_empty)]
     normalization: Literal["average", "peak", "loudness", "none"] = "average"
     target_peak_dbfs: Decibels | None = None
     target_lufs: Annotated[Number, Field(ge=-70, le=0)] | None = None
