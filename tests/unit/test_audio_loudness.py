@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -76,10 +76,12 @@ def decibels(factor: float) -> float:
     "rate", [8000, 11025, 22050, 32000, 44100, 48000, 88200, 96000, 176400, 192000]
 )
 def test_noise_measures_as_by_libebur128(rate: int, channels: int) -> None:
+    """Below 96 kHz there are twice its taps here, so of noise the true peaks differ a little."""
     samples = noise(rate, 4.0, channels)
     ours, (lufs, true_peak) = measured(samples, rate), by_libebur128(samples, rate)
     assert ours.integrated_lufs() == pytest.approx(lufs, abs=0.001)
-    assert decibels(ours.true_peak) == pytest.approx(decibels(true_peak), abs=0.01)
+    close = 0.2 if rate < 96_000 else 0.01
+    assert decibels(ours.true_peak) == pytest.approx(decibels(true_peak), abs=close)
     assert ours.sample_peak == pytest.approx(np.abs(samples).max(), abs=2 / FULL_SCALE)
 
 
@@ -122,11 +124,25 @@ def test_ebu_tech_3341_true_peak_of_tones(
 
 @pytest.mark.parametrize("offset", range(4))
 def test_ebu_tech_3341_true_peak_between_samples(offset: int) -> None:
-    """Signals 20 to 23: a band-limited pulse of 0 dBTP, sampled at each quarter of a sample."""
-    at = np.arange(-2000, 2000) + offset / 4
-    pulse = np.sinc(at * 0.7) * np.hanning(len(at))
-    found = decibels(measured(np.repeat(pulse[:, None], 2, axis=1), 48000).true_peak)
+    """Signals 20 to 23: a period of fs/4 at full scale within fs/6 at half of it, in phase; made
+    at four times the rate, filtered, and every fourth sample taken."""
+    quiet = np.tile(0.5 * np.sin(2 * np.pi * np.arange(24) / 24), 2000)
+    dense = np.concatenate([quiet, np.sin(2 * np.pi * np.arange(16) / 16), quiet])
+    lowpass = np.sinc(np.arange(-256, 257) / 4) / 4 * np.kaiser(513, 10)
+    ramp = np.minimum(1, np.arange(len(dense)) / 1920)
+    dense = np.convolve(dense, lowpass, "same") * ramp * ramp[::-1]
+    burst = np.repeat(dense[offset::4, None], 2, axis=1)
+    found = decibels(measured(burst, 48000).true_peak)
     assert -0.4 <= found <= 0.2
+
+
+def test_ebu_tech_3341_short_term_loudness() -> None:
+    """Signal 9: any three seconds of it are of one loudness, though it goes up and down."""
+    tones = [sine(10 ** (dbfs / 20), s, 1000) for dbfs, s in [(-20, 1.34), (-30, 1.66)] * 5]
+    energies = measured(np.concatenate(tones), 48000).energies
+    short_term = np.convolve(energies, np.full(30, 1 / 30), "valid")
+    assert len(energies) == 150
+    np.testing.assert_allclose(-0.691 + 10 * np.log10(short_term), -23, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("block", [1, 7, 4799, 4800, 65536])
@@ -164,21 +180,34 @@ def test_silence_has_no_loudness() -> None:
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not on PATH")
-@pytest.mark.parametrize("sound", ["noise", "music", "gated"])
-def test_as_ffmpeg_measures(sound: str, music: NDArray[np.float64], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sound", "rate"),
+    [
+        ("noise", 44100),
+        ("music", 44100),
+        ("gated", 44100),
+        *itertools.product(["white", "gaussian"], [44100, 48000, 96000]),
+    ],
+)
+def test_as_ffmpeg_measures(
+    sound: str, rate: int, music: NDArray[np.float64], tmp_path: Path
+) -> None:
     """Within the meters' tolerances: 0.1 LU, and 0.2 dB of true peak."""
+    rng = np.random.default_rng(1)
     samples = {
-        "noise": noise(44100, 10, 2),
+        "noise": noise(rate, 10, 2),
         "music": music,
-        "gated": np.concatenate([sine(10 ** (d / 20), 8, 997, 44100) for d in (-40, -20, -30)]),
+        "gated": np.concatenate([sine(10 ** (d / 20), 8, 997, rate) for d in (-40, -20, -30)]),
+        "white": rng.uniform(-0.5, 0.5, (3 * rate, 2)),
+        "gaussian": rng.standard_normal((3 * rate, 2)) * 0.1,
     }[sound]
-    path = tmp_path / "sound.wav"
-    soundfile.write(path, samples, 44100, "FLOAT")
-    meter = ["-af", "ebur128=peak=true", "-f", "null", "-"]
-    command = ["ffmpeg", "-nostats", "-i", str(path), *meter]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    summary = run.stderr.rpartition("Summary:")[2]
-    lufs, peak = (float(re.findall(rf"{n}:\s+(-?[\d.]+)", summary)[0]) for n in ("I", "Peak"))
-    ours = measured(samples, 44100)
-    assert ours.integrated_lufs() == pytest.approx(lufs, abs=0.1)
-    assert decibels(ours.true_peak) == pytest.approx(peak, abs=0.2)
+    soundfile.write(tmp_path / "sound.wav", samples, rate, "FLOAT")
+    meter = "ebur128=peak=true:metadata=1,ametadata=print:file=found"
+    command = ["ffmpeg", "-nostats", "-i", "sound.wav", "-af", meter, "-f", "null", "-"]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    lines = (tmp_path / "found").read_text().splitlines()
+    found = dict(line.split("=") for line in lines if line.startswith("lavfi.r128."))
+    peak = max(float(found[f"lavfi.r128.true_peaks_ch{channel}"]) for channel in range(2))
+    ours = measured(samples, rate)
+    assert ours.integrated_lufs() == pytest.approx(float(found["lavfi.r128.I"]), abs=0.1)
+    assert decibels(ours.true_peak) == pytest.approx(decibels(peak), abs=0.2)

@@ -18,8 +18,9 @@ HOPS_PER_BLOCK = 4
 ABSOLUTE_GATE_LUFS = -70.0
 RELATIVE_GATE = 0.1  # -10 LU
 OFFSET_LU = -0.691
-TAPS = 49
-"""Of the interpolator, as libebur128: 12 of each phase at four times the rate, 24 at twice."""
+TAPS_PER_PHASE = 24
+"""Of the interpolator. libebur128 has 12 below 96 kHz: of white noise they miss 1 dB of what is
+between the samples and ffmpeg finds, which resamples; of music they miss nothing."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,12 @@ def _interpolator(sample_rate: int) -> NDArray[np.float64]:
     """Phases between samples, ``(phases, taps)``: a sinc in a Hann window, at four times the rate
     below 96 kHz, at twice below 192 kHz."""
     factor = 4 if sample_rate < 96_000 else 2 if sample_rate < 192_000 else 1
-    per_phase = (TAPS - 1) // factor
-    at = np.arange(TAPS) - (TAPS - 1) / 2
-    taps = np.sinc(at / factor) * np.hanning(TAPS)
-    padded = np.zeros((per_phase + 1) * factor)
-    padded[:TAPS] = taps
+    length = TAPS_PER_PHASE * factor + 1
+    at = np.arange(length) - (length - 1) / 2
+    taps = np.sinc(at / factor) * np.hanning(length)
+    padded = np.zeros((TAPS_PER_PHASE + 1) * factor)
+    padded[:length] = taps
     phases = padded.reshape(-1, factor).T
     # One of them is the samples themselves.
-    between = [i for i in range(factor) if (i - (TAPS - 1) // 2) % factor]
+    between = [i for i in range(factor) if (i - (length - 1) // 2) % factor]
     return np.ascontiguousarray(phases[between])
