@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,15 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from waveflow_ray import __version__
 from waveflow_ray.audio import encode
-from waveflow_ray.audio.encode import BLOCK_FRAMES, HEADER_BYTES, Encoding, MixWriter, Written
+from waveflow_ray.audio.encode import (
+    BLOCK_FRAMES,
+    HEADER_BYTES,
+    MADE_BY,
+    Encoding,
+    MixWriter,
+    Written,
+)
 from waveflow_ray.aws.upload import PART_BYTES
 
 BITS = 23
@@ -91,14 +100,44 @@ def test_lossy_files_sound_the_same(encoding: Encoding, tmp_path: Path) -> None:
     assert 10 * np.log10(np.mean(wanted[inner] ** 2) / np.mean(error**2)) > 20
 
 
+@pytest.mark.parametrize(
+    "title",
+    ["Größe №1", "b2c7a0de-51f4-4e6b-8f0a-7d9e3c5a1b20 드럼", "license=encoder=libsndfile", None],
+)
 @pytest.mark.parametrize("encoding", [*LOSSLESS, *LOSSY], ids=name_of)
-def test_files_are_tagged(encoding: Encoding, tmp_path: Path) -> None:
-    encoded(bus(4000), encoding, tmp_path / "mix", title="Größe №1")
+def test_files_are_tagged(encoding: Encoding, title: str | None, tmp_path: Path) -> None:
+    """As soundfile and ffprobe read it: titles of any length and script, and the encoder."""
+    encoded(bus(4000), encoding, tmp_path / "mix", title=title)
     with soundfile.SoundFile(tmp_path / "mix") as file:
-        assert file.title == "Größe №1"
-        # libsndfile adds its own name; in MP3 the encoder is LAME.
-        made_by = file.comment if encoding.format == "mp3" else file.software
-        assert made_by.startswith(f"waveflow-ray {__version__}")
+        assert file.frames == 4000
+        tags = file.copy_metadata()
+        assert tags.get("title") == title
+        assert tags["software"].startswith(MADE_BY)  # libsndfile adds its own name
+    if shutil.which("ffprobe"):
+        command = ["ffprobe", "-v", "error", "-of", "json", "-show_format", "-show_streams", "mix"]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+        found = json.loads(run.stdout)
+        tags = found["streams"][0].get("tags", {}) | found["format"].get("tags", {})
+        tags = {name.lower(): value for name, value in tags.items()}
+        assert tags.get("title") == title
+        assert tags["encoder"].startswith(MADE_BY)
+
+
+def test_the_encoder_is_in_the_bytes(tmp_path: Path) -> None:
+    """As a player finds it: comments in FLAC and OGG, ID3v2.4 in front of an MP3."""
+    made_by = MADE_BY.encode()
+    encoded(bus(4000), Encoding("flac"), tmp_path / "mix")
+    assert b"encoder=" + made_by in (tmp_path / "mix").read_bytes()
+    encoded(bus(4000), Encoding("ogg"), tmp_path / "mix")
+    assert b"ENCODER=" + made_by in (tmp_path / "mix").read_bytes()
+    assert b"ENCODER=libsndfile" not in (tmp_path / "mix").read_bytes()
+    encoded(bus(4000), Encoding("mp3"), tmp_path / "mix", title="№1")
+    data = (tmp_path / "mix").read_bytes()
+    frames = b"".join(
+        name + bytes([0, 0, 0, 1 + len(text), 0, 0, 3]) + text
+        for name, text in ((b"TSSE", made_by), (b"TIT2", "№1".encode()))
+    )
+    assert data.startswith(b"ID3\x04\x00\x00" + bytes([0, 0, 0, len(frames)]) + frames + b"\xff")
 
 
 @pytest.mark.parametrize("blocks", [1, 999, 65537])
@@ -154,7 +193,7 @@ def test_dither_is_triangular_noise_of_one_step(bit_depth: int, tmp_path: Path) 
 
 def test_dither_is_the_seeds(tmp_path: Path) -> None:
     samples = bus(3000, level=0.001)
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+    for name, seed in (("a", 2**64 - 1), ("b", 2**64 - 1), ("c", 2**64 - 2)):
         encoded(samples, Encoding("wav", 16, dither=True), tmp_path / name, seed=seed)
     a, b, c = ((tmp_path / name).read_bytes() for name in "abc")
     assert a == b != c

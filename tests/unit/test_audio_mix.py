@@ -361,6 +361,17 @@ def test_encoded_stems_and_mixes(stems: list[Path], tmp_path: Path, suffix: str)
     assert np.sqrt(np.mean(error**2)) < 0.03 * np.sqrt(np.mean(source**2))
 
 
+@pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3"])
+def test_a_file_that_is_begun_anew_is_whole(tmp_path: Path, suffix: str) -> None:
+    """Where the likely level was too high: one title, and every frame once."""
+    path = write(tmp_path / "a", np.full((100_000, 2), 0.999))
+    mix_files(spec_of(path, path, output_format=suffix), tmp_path / "mix", title="stage 7")
+    with soundfile.SoundFile(tmp_path / "mix") as file:
+        assert (file.title, file.frames) == ("stage 7", 100_000)
+        assert np.abs(file.read()[50_000] - 0.95).max() < 0.02  # not 0.999
+    assert (tmp_path / "mix").read_bytes().count(b"stage 7") == 1
+
+
 def test_a_fade_out_of_an_mp3_ends_at_its_end(tmp_path: Path) -> None:
     """The length that a header claims is not trusted where a fade depends on it."""
     soundfile.write(tmp_path / "a.mp3", np.full((60_000, 1), 0.5), 44_100)

@@ -15,6 +15,7 @@ from waveflow_ray import __version__
 from waveflow_ray.audio.kernels import quantise
 from waveflow_ray.audio.peaks import bucket_frames, normalise
 from waveflow_ray.audio.sndfile import UnsyncedFile
+from waveflow_ray.audio.tags import id3_tag, license_to_encoder
 
 OutputFormat = Literal["wav", "flac", "ogg", "mp3"]
 
@@ -26,6 +27,8 @@ BLOCK_FRAMES = 16 * 1024
 """Of one write. What the Vorbis encoder makes depends on how its input is cut."""
 DITHER_FRAMES = 16 * 1024
 
+MADE_BY = f"waveflow-ray {__version__}"
+"""For the tags."""
 CONTENT_TYPES = {
     "wav": "audio/wav",
     "flac": "audio/flac",
@@ -99,7 +102,7 @@ class MixWriter:
         factor: makes full scale 1.0 of a sample of the bus.
         ceiling: largest 16-bit magnitude that rounding may reach; None is full scale.
         title: for the tags.
-        seed: of the dither's noise.
+        seed: of the dither's noise, 0 to 2^64 - 1.
     """
 
     def __init__(
@@ -131,6 +134,8 @@ class MixWriter:
         self._noise: tuple[int, NDArray[np.float32]] | None = None
         data_bytes = frames * channels * encoding.bit_depth // 8
         name = "RF64" if encoding.format == "wav" and data_bytes > WAV_MAX_BYTES else None
+        if encoding.format == "mp3":
+            os.write(fd, id3_tag(title, MADE_BY))  # libsndfile goes on from here
         try:
             self._file: Any = UnsyncedFile(
                 fd,
@@ -144,13 +149,12 @@ class MixWriter:
             )
         except soundfile.LibsndfileError as error:
             raise OSError(f"the mix cannot be written: {error}") from error
-        if title is not None:
-            self._file.title = title
-        made_by = f"waveflow-ray {__version__}"
-        if encoding.format == "mp3":  # LAME names itself as the encoder there
-            self._file.comment = made_by
-        else:
-            self._file.software = made_by
+        if encoding.format != "mp3":
+            if title is not None:
+                self._file.title = title
+            self._file.software = MADE_BY
+        if encoding.format in ("flac", "ogg"):
+            self._file.license = MADE_BY
 
     @property
     def written(self) -> int:
@@ -190,6 +194,8 @@ class MixWriter:
     def finish(self) -> Written:
         """Complete the file."""
         self.close()
+        if self._encoding.format in ("flac", "ogg"):
+            license_to_encoder(self._fd, MADE_BY)
         steps = self._encoding.steps
         # A ceiling is above what the gain leaves; only rounding reaches it.
         clipped = self._clipped if self._ceiling is None else 0
@@ -219,7 +225,8 @@ class MixWriter:
         while at < stop:
             index, begin = divmod(at, DITHER_FRAMES)
             if self._noise is None or self._noise[0] != index:
-                rng = np.random.Generator(np.random.Philox(key=[self._seed, index]))
+                key = np.array([self._seed, index], np.uint64)
+                rng = np.random.Generator(np.random.Philox(key=key))
                 uniform = rng.random((2, DITHER_FRAMES, self._channels), np.float32)
                 self._noise = index, uniform[0] - uniform[1]
             piece = self._noise[1][begin : begin + stop - at]
