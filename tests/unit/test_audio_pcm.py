@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,24 @@ def test_sizes_that_writers_leave_open_have_no_layout(claim: int) -> None:
     assert pcm_layout(bytes(data[:HEAD]), len(data)) is None
 
 
+@pytest.mark.parametrize("size", [0x7FFEFFFC, 0x90000000, 0xFFFE0000])
+def test_files_of_more_than_2_gb(size: int) -> None:
+    """WAV has room for 4; only what stands for 'to the end' is not believed."""
+    data = bytearray(encoded("wav16"))
+    at = data.index(b"data")
+    struct.pack_into("<I", data, at + 4, size)
+    layout = pcm_layout(bytes(data[:HEAD]), at + 8 + size)
+    assert layout is not None
+    assert layout.byte_range(layout.frames - 1, 1)[1] == at + 8 + size
+    struct.pack_into("<I", data, at + 4, 0x7FFFFFF0)
+    assert pcm_layout(bytes(data[:HEAD]), at + 8 + size) is None
+    rf64 = bytearray(encoded("rf64"))
+    struct.pack_into("<QQQ", rf64, 20, 9_000_000_000, 8_000_000_000, 2_000_000_000)
+    layout = pcm_layout(bytes(rf64[:HEAD]), 9_000_000_000)
+    assert layout is not None
+    assert layout.byte_range(layout.frames - 1, 1)[1] == layout.data_start + 8_000_000_000
+
+
 def test_a_header_further_in_than_the_head_has_no_layout() -> None:
     data = with_chunk(encoded("wav16"), b"JUNK", b"\0" * HEAD)
     assert pcm_layout(data[:HEAD], len(data)) is None
@@ -169,6 +188,76 @@ def test_a_damaged_header_never_gives_other_samples(
     for at, value in changes:
         data[at] = value
     check(bytes(data[: len(data) - cut]), first, frames)
+
+
+def test_a_form_that_contradicts_itself_has_no_layout() -> None:
+    """In each of these one or two bytes are others than in a file that has one."""
+    wav, extensible, aiff = encoded("wav16"), encoded("wavex24"), encoded("aiff16")
+    assert check(wav, 0, 9)
+    assert check(extensible, 0, 9)
+    assert check(aiff, 0, 9)
+    fmt, ext = wav.index(b"fmt ") + 8, extensible.index(b"fmt ") + 8
+    comm, ssnd = aiff.index(b"COMM") + 8, aiff.index(b"SSND") + 8
+    for data, at, value in (
+        (wav, fmt + 2, b"\0\0"),  # channels
+        (wav, fmt + 12, b"\2"),  # bytes of a frame
+        (wav, fmt + 14, b"\x0c"),  # bits
+        (wav, fmt + 4, b"\1\0"),  # rate
+        (wav, wav.index(b"data"), b"slnt"),
+        (extensible, ext + 18, b"\x14"),  # 20 valid bits in 24
+        (extensible, ext + 30, b"\1"),  # of the GUID
+        (aiff, comm + 1, b"\0"),  # channels
+        (aiff, comm + 5, b"\xf6"),  # frames
+        (aiff, comm + 7, b"\x0c"),  # bits
+        (aiff, comm + 17, b"\1"),  # a rate that is no whole number
+        (aiff, ssnd + 3, b"\4"),  # offset of the first sample
+    ):
+        changed = data[:at] + value + data[at + len(value) :]
+        assert changed != data
+        assert pcm_layout(changed[:HEAD], len(data)) is None, (data[:4], at)
+    no_channel = wav[: fmt + 2] + b"\0\0" + wav[fmt + 4 : fmt + 12] + b"\0\0" + wav[fmt + 14 :]
+    assert pcm_layout(no_channel[:HEAD], len(wav)) is None
+
+
+def test_chunks_after_which_libsndfile_may_be_lost_have_no_layout() -> None:
+    """It reads so many bytes of them, whatever their length is."""
+    for name in (b"acid", b"basc", b"cue ", b"MARK"):
+        assert not check(with_chunk(encoded("wav16"), name, b""), 0, 9)
+
+
+CHUNKS = [b"LIST", b"JUNK", b"bext", b"iXML", b"id3 ", b"fact", b"PEAK", b"cue ", b"smpl",
+          b"acid", b"inst", b"cart", b"FLLR", b"NAME", b"COMT", b"MARK", b"basc", b"CHAN", b"fmt ",
+          b"\0\0\0\0"]  # fmt: skip
+
+
+@settings(max_examples=600)
+@given(
+    name=st.sampled_from([name for name in sorted(BY_RANGE) if name != "rf64"]),
+    more=st.lists(st.tuples(st.sampled_from(CHUNKS), st.binary(max_size=40), st.integers(0, 9))),
+    first=st.integers(0, 40),
+    frames=st.integers(0, 40),
+)
+def test_other_chunks_never_give_other_samples(
+    name: str, more: list[tuple[bytes, bytes, int]], first: int, frames: int
+) -> None:
+    """Of any content, before and behind the samples: both readers agree, or there is no layout, or
+    libsndfile refuses the file."""
+    data = encoded(name, 2, 40)
+    order = ">" if data[:4] in (b"FORM", b"RIFX") else "<"
+    chunks, at = [], 12
+    while at < len(data):
+        length = struct.unpack_from(f"{order}I", data, at + 4)[0]
+        chunks.append((data[at : at + 4], data[at + 8 : at + 8 + length]))
+        at += 8 + length + length % 2
+    for kind, content, where in more:
+        chunks.insert(where, (kind, content))
+    body = b"".join(
+        kind + struct.pack(f"{order}I", len(content)) + content + b"\0" * (len(content) % 2)
+        for kind, content in chunks
+    )
+    whole_file = data[:4] + struct.pack(f"{order}I", 4 + len(body)) + data[8:12] + body
+    with suppress(JobError):
+        check(whole_file, first, frames)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])

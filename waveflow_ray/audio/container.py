@@ -90,7 +90,7 @@ def _survey_wav(fd: int, start: int, size: int, head: bytes) -> Survey:
                 size_field = struct.pack(f"{order}I", min(there, 0xFFFFFFFE))
                 prefix = head[: at + 4 - start] + size_field
                 return Survey("audio/wav", prefix=prefix, start=at + 8, always_show=True)
-            return Survey("audio/wav", cut=length > there and not _is_streamed(length))
+            return Survey("audio/wav", cut=length > there and not is_streamed(length))
         at += 8 + length + length % 2
     return Survey("audio/wav", cut=True)
 
@@ -103,13 +103,14 @@ def _survey_aiff(fd: int, start: int, size: int) -> Survey:
             break
         name, length = struct.unpack(">4sI", chunk)
         if name == b"SSND":
-            cut = length > size - at - 8 and not _is_streamed(length)
+            cut = length > size - at - 8 and not is_streamed(length)
             return Survey("audio/aiff", cut=cut)
         at += 8 + length + length % 2
     return Survey("audio/aiff", cut=True)
 
 
-def _is_streamed(length: int) -> bool:
+def is_streamed(length: int) -> bool:
+    """Whether a chunk of this size, more than 0, reaches to the end of the file."""
     return any(length in sizes for sizes in _STREAMED)
 
 

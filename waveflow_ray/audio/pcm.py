@@ -1,7 +1,8 @@
 """PCM files whose samples can be fetched by byte range.
 
 `pcm_layout` says yes only where it is certain: where it does, the samples are those that
-`AudioReader` reads from the whole file. Everything else is left to libsndfile.
+`AudioReader` reads from the whole file. Everything else is left to libsndfile. Only of several
+data chunks, which neither format permits, it is the first here, and the last there.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from waveflow_ray.audio.container import is_streamed
 from waveflow_ray.audio.decode import (
     MAX_CHANNELS,
     MAX_RATE_HZ,
@@ -39,6 +41,8 @@ _WAV_ENCODINGS = {
     (3, 32): "FLOAT",
     (3, 64): "DOUBLE",
 }
+_LOOSE = frozenset({b"acid", b"basc", b"cue ", b"MARK"})
+"""Chunks that libsndfile reads without regard to their length, and after which it can be lost."""
 _EXTENSIBLE = 0xFFFE
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 _AIFF_INTEGERS = {8: "PCM_S8", 16: "PCM_16", 24: "PCM_24", 32: "PCM_32"}
@@ -127,13 +131,13 @@ def _wav_layout(head: bytes, size: int) -> PcmLayout | None:
                 if length != 0xFFFFFFFF or long_frames * align != long_size:
                     return None
                 length = long_size
-            elif length >= 0x7FFF0000:  # what writers leave that cannot come back (container.py)
+            elif is_streamed(length):
                 return None
             if length == 0 or length % align or at + 8 + length > size:
                 return None
             is_big = order == ">"
             return PcmLayout(container, encoding, is_big, rate, channels, at + 8, length // align)
-        elif not name.strip(b" ").isalnum():
+        elif name in _LOOSE or not name.strip(b" ").isalnum():
             return None
         at += 8 + length + length % 2
     return None
@@ -153,7 +157,7 @@ def _wav_format(
     elif length not in (16, 18):
         return None
     encoding = _WAV_ENCODINGS.get((tag, bits))
-    if encoding is None or align != channels * bits // 8:
+    if encoding is None or not channels or align != channels * bits // 8:
         return None
     return channels, rate, align, encoding, container
 
@@ -178,7 +182,7 @@ def _aiff_layout(head: bytes, size: int) -> PcmLayout | None:
             if offset or block or rest not in (0, 1) or rest == layout.frame_bytes:
                 return None
             return layout
-        elif not name.strip(b" ").isalnum():
+        elif name in _LOOSE or not name.strip(b" ").isalnum():
             return None
         at += 8 + length + length % 2
     return None
