@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 
 from tests.support import World
@@ -32,6 +36,31 @@ def object_of(world: World, key: str) -> bytes:
 def unfinished(world: World) -> list[Any]:
     found: Any = world.bucket.client.list_multipart_uploads(Bucket=world.bucket.name)
     return list(found.get("Uploads", []))
+
+
+@contextmanager
+def requests(world: World, status: Callable[[str], int] = lambda _name: 0) -> Iterator[list[str]]:
+    """The requests that are sent: names of operations, with the number of the part if any.
+
+    Args:
+        status: of S3's answer to such a request; 0 leaves it to the server.
+    """
+    names: list[str] = []
+
+    def on_send(request: Any, event_name: str, **_: object) -> AWSResponse | None:
+        query = parse_qs(urlsplit(request.url).query)
+        name = event_name.rpartition(".")[2] + query.get("partNumber", [""])[0]
+        code = status(name)
+        names.append(name)
+        empty = SimpleNamespace(stream=lambda *_args, **_options: iter([b""]))
+        return AWSResponse(request.url, code, {}, empty) if code else None
+
+    events = world.bucket.client.meta.events
+    events.register("before-send.s3", on_send)
+    try:
+        yield names
+    finally:
+        events.unregister("before-send.s3", on_send)
 
 
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES])
@@ -109,3 +138,60 @@ def test_a_part_that_fails_fails_the_upload(
     assert failure.value.code is ErrorCode.STORAGE_UNAVAILABLE
     assert not unfinished(world)
     assert not world.bucket.exists("up/refused")
+
+
+def test_small_files_are_one_request(world: World, fd: int) -> None:
+    """Nothing is sent before the end, and then all of it at once."""
+    os.pwrite(fd, bytes(PART_BYTES), 0)
+    with requests(world) as sent, StreamedUpload(world.bucket, "up/small", fd, "x") as upload:
+        upload.advance(PART_BYTES)
+        assert sent == []
+        upload.finish()
+    assert sent == ["PutObject"]
+
+
+def test_the_first_part_waits_for_the_end(world: World, fd: int) -> None:
+    """Every part is sent once."""
+    os.pwrite(fd, bytes(3 * PART_BYTES + 1), 0)
+    with requests(world) as sent, StreamedUpload(world.bucket, "up/order", fd, "x") as upload:
+        upload.advance(3 * PART_BYTES + 1)
+        assert "UploadPart1" not in sent
+        upload.finish()
+    assert sent[0] == "CreateMultipartUpload"
+    assert sorted(sent[1:-1]) == [f"UploadPart{number}" for number in (1, 2, 3, 4)]
+    assert sent[-1] == "CompleteMultipartUpload"
+
+
+def test_a_part_that_fails_once_is_sent_again(world: World, fd: int) -> None:
+    content = os.urandom(2 * PART_BYTES + 5)
+    os.pwrite(fd, content, 0)
+    refused: list[str] = []
+
+    def status(name: str) -> int:
+        if name != "UploadPart2" or refused:
+            return 0
+        refused.append(name)
+        return 503
+
+    with requests(world, status) as sent, StreamedUpload(world.bucket, "up/again", fd, "x") as up:
+        assert up.finish() == len(content)
+    assert sent.count("UploadPart2") == 2
+    assert object_of(world, "up/again") == content
+
+
+@pytest.mark.parametrize(
+    "refused", ["CreateMultipartUpload", "UploadPart1", "CompleteMultipartUpload"]
+)
+def test_whatever_is_refused_nothing_is_left(world: World, fd: int, refused: str) -> None:
+    os.pwrite(fd, bytes(PART_BYTES + 1), 0)
+    upload = StreamedUpload(world.bucket, "up/denied", fd, "x")
+    with (
+        requests(world, lambda name: 403 if name == refused else 0) as sent,
+        pytest.raises(JobError) as failure,
+        upload,
+    ):
+        upload.finish()
+    assert failure.value.code is ErrorCode.STORAGE_UNAVAILABLE
+    assert ("AbortMultipartUpload" in sent) == (refused != "CreateMultipartUpload")
+    assert not unfinished(world)
+    assert not world.bucket.exists("up/denied")
