@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -208,13 +209,25 @@ def _print_lines(service: Service, answer: Any, number: int, print_line: Print) 
 
 def _check_alive(ingress: Any) -> None:
     """A dead actor may be one that is being started again, or one that is not."""
-    try:
-        ray.get(ingress.ready.remote(), timeout=READY_TIMEOUT_S)
-    except ray.exceptions.RayError as error:
-        raise ServiceError(
-            "The ingress actor is gone: `waveflow stop` ended it, or the cluster did. What it "
-            f"held comes back when its leases end. ({type(error).__name__})"
-        ) from error
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        try:
+            ray.get(ingress.ready.remote(), timeout=max(0.0, deadline - time.monotonic()))
+            return
+        except ray.exceptions.ActorUnavailableError as error:
+            # Its process is gone, and Ray has not noticed yet.
+            if time.monotonic() > deadline:
+                raise _gone(error) from error
+            time.sleep(SIGNAL_LOOK_S)
+        except ray.exceptions.RayError as error:
+            raise _gone(error) from error
+
+
+def _gone(error: Exception) -> ServiceError:
+    return ServiceError(
+        "The ingress actor is gone: `waveflow stop` ended it, or the cluster did. What it held "
+        f"comes back when its leases end. ({type(error).__name__})"
+    )
 
 
 @contextmanager
