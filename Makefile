@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-unit check lint format bench-mix fuzz lock clean
+.PHONY: help install demo test test-unit check lint format bench-mix fuzz chaos lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,6 +42,9 @@ bench-mix: $(STAMP) ## mixes beside ffmpeg and sox, which have to be installed
 
 fuzz: $(STAMP) ## 500 damaged files of every format, and a table of what comes of them
 	$(BIN)/python -m tests.fuzz
+
+chaos: $(STAMP) ## thousands of jobs while everything is killed and every answer may fail; a table
+	$(BIN)/python -m tests.chaos
 
 lock: ## pin the newest versions anew
 	$(PYTHON) -m venv $(VENV)-lock

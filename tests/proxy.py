@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,10 +15,10 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-Fault = Literal["drop", "lose", "unavailable", "error", "cut", "flip", "stall", "twice"]
+Fault = Literal["drop", "lose", "unavailable", "error", "cut", "flip", "stall", "again"]
 """drop: closed before anything is done. lose: done, and the answer lost. unavailable, error: 503
 and 500. cut: half of the body. flip: one bit of the body. stall: half of the body, then nothing
-for `stall_s`. twice: done two times."""
+for `stall_s`. again: what SQS gave out comes again at once, to whoever asks next."""
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-encoding", "date", "server"}
 SESSION = web.AppKey("session", aiohttp.ClientSession)
@@ -54,8 +55,9 @@ class Proxy:
         if fault in ("unavailable", "error"):
             return web.Response(status=503 if fault == "unavailable" else 500, body=ERROR)
         body = await request.read()
-        for _ in range(2 if fault == "twice" else 1):
-            status, headers, answer = await self._forward(request, body)
+        status, headers, answer = await self._forward(request, body)
+        if fault == "again" and asked.operation == "ReceiveMessage":
+            await self._give_out_again(request, body, answer)
         if fault == "lose":
             return _hang_up(request)
         if fault == "flip" and answer:
@@ -88,6 +90,22 @@ class Proxy:
         ) as answer:
             kept = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP}
             return answer.status, kept, await answer.read()
+
+    async def _give_out_again(self, request: web.Request, body: bytes, answer: bytes) -> None:
+        for message in json.loads(answer or b"{}").get("Messages", []):
+            lease = {
+                "QueueUrl": json.loads(body)["QueueUrl"],
+                "ReceiptHandle": message["ReceiptHandle"],
+                "VisibilityTimeout": 0,
+            }
+            headers = {
+                "X-Amz-Target": "AmazonSQS.ChangeMessageVisibility",
+                "Content-Type": "application/x-amz-json-1.0",
+                "Authorization": request.headers["Authorization"],
+            }
+            session = request.app[SESSION]
+            async with session.post(self.target, json=lease, headers=headers) as done:
+                await done.read()
 
 
 def _hang_up(request: web.Request) -> web.StreamResponse:
