@@ -196,7 +196,7 @@ def test_a_file_that_is_no_audio_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-SERVICE = ["run", "start", "stop", "status", "health", "cleanup", "index", "enqueue"]
+SERVICE = ["run", "start", "stop", "status", "health", "cleanup", "index", "dlq", "enqueue"]
 COMMANDS = [*SERVICE, "local", "demo", "hash", "peaks", "mix"]
 
 
@@ -205,4 +205,4 @@ def test_help_has_an_example(command: str) -> None:
     """Every command shows how it is used."""
     text = waveflow(command, "--help")
     assert "waveflow" in text
-    assert "Example" in text or command == "enqueue"
+    assert "Example" in text or command in ("enqueue", "dlq")

@@ -77,7 +77,7 @@ class Queue:
 
     def facts(self) -> QueueFacts:
         """Depths and redrive policy."""
-        with _faults(self.url):
+        with faults(self.url):
             attributes = self.client.get_queue_attributes(
                 QueueUrl=self.url, AttributeNames=["All"]
             )["Attributes"]
@@ -85,7 +85,7 @@ class Queue:
         max_receives = policy.get("maxReceiveCount")
         if self._dlq_url is None and policy.get("deadLetterTargetArn"):
             name = str(policy["deadLetterTargetArn"]).rpartition(":")[2]
-            with _faults(name):
+            with faults(name):
                 self._dlq_url = self.client.get_queue_url(QueueName=name)["QueueUrl"]
         return QueueFacts(
             visible=int(attributes.get("ApproximateNumberOfMessages", 0)),
@@ -97,7 +97,7 @@ class Queue:
 
     def receive(self, wait_s: int, visibility_s: int, count: int = BATCH) -> list[Message]:
         """Long-poll for up to `count` messages and lease each for `visibility_s`."""
-        with _faults(self.url):
+        with faults(self.url):
             response = self.client.receive_message(
                 QueueUrl=self.url,
                 MaxNumberOfMessages=min(count, BATCH),
@@ -116,7 +116,7 @@ class Queue:
         Raises:
             QueueError: the queue did not answer, or failed for a reason that may pass.
         """
-        with _faults(self.url):
+        with faults(self.url):
             response = self.client.change_message_visibility_batch(
                 QueueUrl=self.url,
                 Entries=[
@@ -140,7 +140,7 @@ class Queue:
 
     def delete(self, handles: Sequence[str]) -> set[str]:
         """Delete messages, at most 10. Returns the handles that could not be deleted now."""
-        with _faults(self.url):
+        with faults(self.url):
             response = self.client.delete_message_batch(
                 QueueUrl=self.url,
                 Entries=[
@@ -156,7 +156,7 @@ class Queue:
 
     def send(self, body: str) -> str:
         """Queue a message. Returns its MessageId."""
-        with _faults(self.url):
+        with faults(self.url):
             return self.client.send_message(QueueUrl=self.url, MessageBody=body)["MessageId"]
 
     def bury(self, message: Message, code: str, reason: str, job_id: str) -> bool:
@@ -170,7 +170,7 @@ class Queue:
             "message_id": message.id,
             "attempts": str(message.receives),
         }
-        with _faults(self._dlq_url):
+        with faults(self._dlq_url):
             self.client.send_message(
                 QueueUrl=self._dlq_url,
                 MessageBody=message.body,
@@ -191,7 +191,7 @@ def queue_of(settings: Settings) -> Queue:
     client = sqs_of(settings)
     url = settings.sqs_queue_url
     if url is None:
-        with _faults(settings.sqs_queue_name or ""):
+        with faults(settings.sqs_queue_name or ""):
             url = client.get_queue_url(QueueName=settings.sqs_queue_name or "")["QueueUrl"]
     return Queue(client, url, settings.sqs_dlq_url)
 
@@ -215,7 +215,8 @@ def _attribute(text: str) -> str:
 
 
 @contextmanager
-def _faults(queue: str) -> Iterator[None]:
+def faults(queue: str) -> Iterator[None]:
+    """Map what boto3 raises to `QueueError`, once."""
     try:
         yield
     except (ClientError, BotoCoreError) as error:
