@@ -45,12 +45,17 @@ SETTINGS = {
     "DRAIN_TIMEOUT_S": "10",
     "JOB_TIMEOUT_S": "120",
 }
-PLAIN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-"""Ray's test cluster has no tokens."""
+PLAIN = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # Ray's test cluster has no tokens
+    "RAY_num_workers_soft_limit": "8",  # as `waveflow run` sets it
+}
 S3_FAULTS: tuple[Fault, ...] = ("unavailable", "error", "drop", "lose", "cut", "flip", "stall")
 SQS_FAULTS: tuple[Fault, ...] = ("unavailable", "error", "drop", "lose", "again")
 REFUSED = "refused"
 """Stems whose webhooks the main server refuses with 400."""
+SMALL = 200
+"""Objects that are hashed, again and again."""
 
 CLUSTER = """
 import sys
@@ -187,6 +192,8 @@ def jobs_for(world: World, sizes: Sizes, rng: random.Random) -> dict[str, str]:
         content = hashlib.sha256(str(number).encode()).digest() * 100
         for name in "ab":
             world.bucket.put(f"chaos/pair/{number}/{name}", content, "audio/wav")
+    for number in range(SMALL):
+        world.bucket.put(f"chaos/small/{number}", random.Random(number).randbytes(5000), "x")
     index_bucket(world.bucket, Copies(world.bucket, 100.0), prefix="chaos/")
     bodies: list[str] = []
 
@@ -196,9 +203,9 @@ def jobs_for(world: World, sizes: Sizes, rng: random.Random) -> dict[str, str]:
     names = sorted(sounds)
     for number in range(sizes.hashes):
         stem = f"{REFUSED}-{number}" if number % 100 == 7 else f"stem-{number}"
-        key = f"chaos/{names[number % len(names)]}"
-        add(HashJob, number, stemId=stem, filepath=key)
+        add(HashJob, number, stemId=stem, filepath=f"chaos/small/{number % SMALL}")
         if number < sizes.analyses:  # of the same stem: their webhooks are one after the other
+            key = f"chaos/{names[number % len(names)]}"
             add(AnalysisJob, number, stemId=stem, filepath=key)
     for number in range(sizes.pairs):
         for name in "ab":
@@ -313,8 +320,15 @@ def campaign(
         }
         running = [_started(env, folder)]
         stack.callback(lambda: running[-1].end())
-        for body in jobs.values():
-            world.queue.send(body)
+        bodies = list(jobs.values())
+        for start in range(0, len(bodies), 10):
+            world.queue.client.send_message_batch(
+                QueueUrl=world.queue.url,
+                Entries=[
+                    {"Id": str(number), "MessageBody": body}
+                    for number, body in enumerate(bodies[start : start + 10])
+                ],
+            )
         started = time.monotonic()
 
         def unfinished() -> int:
@@ -328,7 +342,12 @@ def campaign(
         for step in range(max(sizes.kills, len(kills))):
             if time.monotonic() - started > timeout_s or not unfinished():
                 break
-            time.sleep(rng.uniform(0.5, 3.0))
+            # Between two blows some jobs get done, or some time passes.
+            share = unfinished() - len(jobs) / (2 * max(sizes.kills, len(kills)))
+            patience = time.monotonic() + 20
+            while unfinished() > share and time.monotonic() < patience:
+                time.sleep(0.1)
+            time.sleep(rng.uniform(0.0, 2.0))
             what = kills[step] if step < len(kills) else rng.choice(kills[:-1])
             tell(f"{time.monotonic() - started:6.1f} s  {unfinished():5} to go  {what}")
             killed[what] += 1
@@ -419,7 +438,8 @@ def _judged(jobs: dict[str, str], server: Server, world: World, sizes: Sizes) ->
         for number in range(sizes.pairs)
     )
     names = ("a.wav", "b.flac", "c.mp3", "no.wav", "long.wav")
-    wrongly += sum(not world.bucket.exists(f"chaos/{name}") for name in names)
+    kept = (*names, *(f"small/{number}" for number in range(SMALL)))
+    wrongly += sum(not world.bucket.exists(f"chaos/{name}") for name in kept)
     return {
         "jobs": len(jobs),
         "outcomes": dict(sorted(kinds.items())),
