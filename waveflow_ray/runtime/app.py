@@ -91,6 +91,7 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
             kept = WORKERS_PER_CPU * (num_cpus or os.cpu_count() or 1) + actors
             os.environ.setdefault("RAY_num_workers_soft_limit", str(kept))
             context = ray.init(
+                address="local",  # also where another cluster runs on this machine
                 num_cpus=num_cpus,
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",
