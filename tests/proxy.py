@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 from collections import Counter
@@ -86,7 +87,7 @@ class Proxy:
         headers.pop("Expect", None)
         url = URL(self.target + request.raw_path, encoded=True)
         async with session.request(
-            request.method, url, data=body, headers=headers, allow_redirects=False
+            request.method, url, data=io.BytesIO(body), headers=headers, allow_redirects=False
         ) as answer:
             kept = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP}
             return answer.status, kept, await answer.read()
