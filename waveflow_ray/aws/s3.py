@@ -25,7 +25,7 @@ CHUNK_BYTES = 1024 * 1024
 READ_TRIES = 3
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 PRECONDITION_FAILED = frozenset({"412", "PreconditionFailed"})
-CHECKSUMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
+CHECKSUMS = ("CRC32", "SHA1", "SHA256")
 """Those that boto3 compares by itself with what comes."""
 
 T = TypeVar("T")
@@ -282,8 +282,8 @@ def _drain(key: str, response: GetObjectOutputTypeDef, take: Callable[[bytes], o
 def _md5_of(response: GetObjectOutputTypeDef) -> str | None:
     """The MD5 to compare with, where boto3 has no checksum to compare.
 
-    S3 stores a checksum with everything uploaded since the end of 2024. Before, the ETag of an
-    object that came in one part and is not encrypted with KMS is its MD5.
+    The AWS SDKs send a checksum with every upload since the end of 2024. Without one, the ETag of
+    an object that came in one part and is not encrypted with KMS is its MD5.
     """
     sums = (response.get(f"Checksum{name}") for name in CHECKSUMS)
     if any(isinstance(value, str) and "-" not in value for value in sums):

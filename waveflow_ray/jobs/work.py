@@ -23,6 +23,7 @@ from waveflow_ray.outcomes import Usage
 from waveflow_ray.settings import Settings
 
 HARD_STOP_GRACE_S = 10.0
+RING_AGAIN_S = 0.5
 STDERR = 2
 
 
@@ -99,7 +100,8 @@ def time_limit(seconds: float, hard: bool = False) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, ring)
     if hard:
         faulthandler.dump_traceback_later(seconds + HARD_STOP_GRACE_S, exit=True, file=STDERR)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: where it is raised in a destructor, Python only prints it.
+    signal.setitimer(signal.ITIMER_REAL, seconds, RING_AGAIN_S)
     try:
         yield
     finally:
