@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from aiohttp import web
 from tests.proxy import Asked, Fault, proxy
 from tests.support import ServiceProcess, World, encoded, make_world, music, wait_until
 from waveflow_ray.aws.copies import Copies
+from waveflow_ray.aws.sqs import Queue
 from waveflow_ray.jobs.index import index_bucket
 from waveflow_ray.local.aws import LocalAws
 from waveflow_ray.messages import AnalysisJob, DuplicateJob, HashJob, Job, MixJob, envelope, parse
@@ -44,6 +46,7 @@ SETTINGS = {
     "VISIBILITY_TIMEOUT_S": "8",
     "DRAIN_TIMEOUT_S": "10",
     "JOB_TIMEOUT_S": "120",
+    "MAX_IN_FLIGHT": "100",
 }
 PLAIN = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -56,6 +59,8 @@ REFUSED = "refused"
 """Stems whose webhooks the main server refuses with 400."""
 SMALL = 200
 """Objects that are hashed, again and again."""
+WAITING = 40
+"""Messages that wait in the queue: moto takes longer for each the more there are."""
 
 CLUSTER = """
 import sys
@@ -264,6 +269,20 @@ class Cluster:
                 continue
         return total
 
+    def object_store_mb(self) -> float:
+        """What the object stores of all nodes hold."""
+        ray_cli = Path(sys.executable).with_name("ray")
+        summary = subprocess.run(
+            [ray_cli, "memory", "--stats-only", "--address", self.address],
+            env=os.environ | PLAIN,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        found = re.search(r"Plasma memory usage ([\d.]+) MiB", summary)
+        assert found, summary
+        return float(found.group(1))
+
     def end(self) -> None:
         tree = psutil.Process(self.process.pid).children(recursive=True)
         assert self.process.stdin is not None
@@ -283,6 +302,32 @@ class Cluster:
     def _line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
+
+
+@contextmanager
+def feeding(queue: Queue, bodies: list[str]) -> Iterator[None]:
+    """Sends the messages as there is room for them."""
+    stop = threading.Event()
+
+    def feed() -> None:
+        rest = list(bodies)
+        while rest and not stop.is_set():
+            if queue.facts().visible >= WAITING:
+                stop.wait(0.1)
+                continue
+            batch, rest = rest[:10], rest[10:]
+            queue.client.send_message_batch(
+                QueueUrl=queue.url,
+                Entries=[{"Id": str(n), "MessageBody": body} for n, body in enumerate(batch)],
+            )
+
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def campaign(
@@ -320,15 +365,7 @@ def campaign(
         }
         running = [_started(env, folder)]
         stack.callback(lambda: running[-1].end())
-        bodies = list(jobs.values())
-        for start in range(0, len(bodies), 10):
-            world.queue.client.send_message_batch(
-                QueueUrl=world.queue.url,
-                Entries=[
-                    {"Id": str(number), "MessageBody": body}
-                    for number, body in enumerate(bodies[start : start + 10])
-                ],
-            )
+        stack.enter_context(feeding(world.queue, list(jobs.values())))
         started = time.monotonic()
 
         def unfinished() -> int:
@@ -380,7 +417,7 @@ def campaign(
             90,
             lambda: f"{world.left()} {running[-1].output()}",
         )
-        memory_mb = cluster.memory_mb()
+        memory_mb, store_mb = cluster.memory_mb(), cluster.object_store_mb()
         running[-1].stop()
         scratch = [str(path) for path in running[-1].scratch.rglob("*") if path.is_file()]
         return {
@@ -395,6 +432,7 @@ def campaign(
             "dead letters missing": max(0, len(_refused(server)) + 1 - dead),
             "files left in scratch": len(scratch),
             "MB of the cluster at the end": round(memory_mb),
+            "MB in the object store at the end": store_mb,
         }
 
 
