@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 import tempfile
 from pathlib import Path
@@ -32,16 +33,54 @@ SECRETS = ("WEBHOOK_SECRET", "WEBHOOK_TOKEN")
 DEFAULT_MIME_TYPES = ("audio/wav", "audio/flac", "audio/ogg", "audio/mpeg", "audio/aiff")
 
 
-class Settings(BaseSettings):
+class Secrets(BaseSettings):
+    """What is known to those only who post webhooks, each from its own environment."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", frozen=True, extra="ignore", env_ignore_empty=True
+    )
+
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="Signs webhooks as Standard Webhooks does: `whsec_` and 24 to 64 bytes in "
+        "base64. Several, separated by spaces, while secrets are rotated.",
+    )
+    webhook_token: SecretStr | None = Field(
+        None, description="Sent with every webhook as `Authorization: Bearer …`."
+    )
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _readable_secrets(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            signing_keys(value.get_secret_value())
+        return value
+
+    @field_validator("webhook_token")
+    @classmethod
+    def _one_word(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
+            raise ValueError("a token is one word of ASCII characters")
+        return value
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The secrets that are set, by the variables they come from."""
+        found = ((name, getattr(self, name.lower())) for name in SECRETS)
+        return {name: value.get_secret_value() for name, value in found if value is not None}
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells whether two processes know the same secrets, and too little to find them by."""
+        return hashlib.sha256(repr(sorted(self.variables.items())).encode()).hexdigest()[:8]
+
+
+class Settings(Secrets):
     """What the service needs to know, from the environment and a ``.env`` file.
 
     Field names are the environment variables in lower case. Times end in ``_s`` and are
     seconds, sizes say their unit.
     """
-
-    model_config = SettingsConfigDict(
-        env_file=".env", frozen=True, extra="ignore", env_ignore_empty=True
-    )
 
     aws_region: str = Field("ap-northeast-2", description="Region of the bucket and the queue.")
     aws_endpoint_url: str | None = Field(
@@ -59,14 +98,6 @@ class Settings(BaseSettings):
     )
     webhook_url: str = Field(
         description="Base address of the main server; the three webhook paths are appended."
-    )
-    webhook_secret: SecretStr | None = Field(
-        None,
-        description="Signs webhooks as Standard Webhooks does: `whsec_` and 24 to 64 bytes in "
-        "base64. Several, separated by spaces, while secrets are rotated.",
-    )
-    webhook_token: SecretStr | None = Field(
-        None, description="Sent with every webhook as `Authorization: Bearer …`."
     )
     webhook_timeout_s: float = Field(
         30.0, gt=0, le=300, description="Longest wait for the answer to one webhook."
@@ -203,20 +234,6 @@ class Settings(BaseSettings):
         TypeAdapter(HttpUrl).validate_python(value)
         return value.rstrip("/")
 
-    @field_validator("webhook_secret")
-    @classmethod
-    def _readable_secrets(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            signing_keys(value.get_secret_value())
-        return value
-
-    @field_validator("webhook_token")
-    @classmethod
-    def _one_word(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value.get_secret_value()):
-            raise ValueError("a token is one word of ASCII characters")
-        return value
-
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: Any) -> Any:
@@ -232,7 +249,7 @@ class Settings(BaseSettings):
         return self
 
     def without_secrets(self) -> Settings:
-        """The same for those who send no webhooks: jobs, and all that Ray shows of them."""
+        """The same for all that goes through Ray: actors, jobs, and what it shows of them."""
         return self.model_copy(update={"webhook_secret": None, "webhook_token": None})
 
     @property

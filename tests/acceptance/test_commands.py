@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,12 @@ from waveflow_ray.messages import HashJob, envelope
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
 
+RAY = str(Path(WAVEFLOW).with_name("ray"))
+TOKEN = "t0ken-that-nobody-else-may-see"
+
 HEAD = """
 import ray
-context = ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
+context = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level="ERROR")
 print(context.address_info["gcs_address"], flush=True)
 input()
 """
@@ -49,16 +53,50 @@ def ray_head(env: dict[str, str]) -> Iterator[str]:
         process.stdout.close()
 
 
+def shown_by_ray(address: str) -> str:
+    """All that Ray's dashboard knows of actors, tasks and workers."""
+    return "".join(
+        subprocess.run(
+            [RAY, "list", what, "--detail", "--format", "json", "--address", address],
+            env=os.environ | {"RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for what in ("actors", "tasks", "workers")
+    )
+
+
+def everything_in(folder: Path) -> str:
+    """The text of all files."""
+    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
 def test_start_status_stop_on_a_running_cluster(world: World, tmp_path: Path) -> None:
     """The detached service outlives the command that starts it, and is found by the others."""
     world.bucket.put("cli/a.wav", encoded(music(0.5)), "x")
-    with receiver() as main_server, ray_head(world.env) as address:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short,  # for Ray's sockets
+        receiver() as main_server,
+        ray_head(world.env | {"WEBHOOK_TOKEN": TOKEN, "RAY_TMPDIR": short}) as address,
+    ):
         env = world.env | {
             "RAY_ADDRESS": address,
+            "RAY_TMPDIR": short,
             "WEBHOOK_URL": main_server.url,
+            "WEBHOOK_TOKEN": TOKEN,
             "POLL_WAIT_S": "1",
             "SCRATCH_DIR": str(tmp_path / "scratch"),
         }
+        other = subprocess.run(
+            [WAVEFLOW, "start"],
+            env=os.environ | env | {"WEBHOOK_TOKEN": "an0ther"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert other.returncode == 2
+        assert "WEBHOOK_TOKEN: not the same on the Ray node" in other.stderr
         assert "is running" in waveflow("start", env=env)
         again = subprocess.run(
             [WAVEFLOW, "start"], env=os.environ | env, capture_output=True, text=True, check=False
@@ -78,6 +116,8 @@ def test_start_status_stop_on_a_running_cluster(world: World, tmp_path: Path) ->
             "webhook": True,
             "ray": True,
         }
+        assert main_server.accepted[0].headers["authorization"] == f"Bearer {TOKEN}"
+        assert TOKEN not in shown_by_ray(address) + everything_in(Path(env["RAY_TMPDIR"]))
         stopped = json.loads(waveflow("stop", "--json", env=env))
         assert stopped == {"finished": 0, "given_back": 0}
         gone = subprocess.run(

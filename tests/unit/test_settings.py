@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from waveflow_ray.errors import ConfigurationError
-from waveflow_ray.settings import Settings, load_settings
+from waveflow_ray.settings import Secrets, Settings, load_settings
 
 OPERATIONS_MD = Path(__file__).parents[2] / "docs" / "operations.md"
 REQUIRED = {
@@ -155,6 +155,17 @@ def test_secrets_stay_with_those_who_need_them(env: pytest.MonkeyPatch) -> None:
     assert "t0ken" not in repr(settings)
     assert settings.without_secrets().webhook_secret is None
     assert settings.without_secrets().webhook_token is None
+    assert secret.encode() not in pickle.dumps(settings.without_secrets())
+
+
+def test_a_fingerprint_tells_secrets_apart(env: pytest.MonkeyPatch) -> None:
+    """By it a node knows whether its secrets are those that the service was started with."""
+    none = Secrets().fingerprint
+    env.setenv("WEBHOOK_TOKEN", "t0ken")
+    one = Secrets().fingerprint
+    assert load_settings().fingerprint == one
+    env.setenv("WEBHOOK_TOKEN", "t1ken")
+    assert len({none, one, Secrets().fingerprint}) == 3
 
 
 def test_every_wrong_variable_has_its_line(env: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import time
 import zlib
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 
 from waveflow_ray.aws.sqs import queue_of
+from waveflow_ray.errors import ConfigurationError
 from waveflow_ray.logs import LogTail, configure_logging
 from waveflow_ray.outcomes import Webhook
 from waveflow_ray.runtime.courier import Courier
@@ -20,7 +22,7 @@ from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.placement import ACTOR, INGRESS, REPORTER
-from waveflow_ray.settings import Settings, signing_keys
+from waveflow_ray.settings import SECRETS, Secrets, Settings, signing_keys
 from waveflow_ray.webhooks import Answer, Poster, Verdict
 
 logger = logging.getLogger(__name__)
@@ -29,20 +31,42 @@ LOG_LOOK_S = 0.1
 
 
 class ReporterActor:
-    """Posts webhooks. A subject is always at the same reporter."""
+    """Posts webhooks. A subject is always at the same reporter.
 
-    def __init__(self, settings: Settings) -> None:
+    Args:
+        settings: without secrets: what Ray is given, it keeps. They come from the environment of
+            the actor's own process.
+        fingerprint: of the secrets with which the service was started.
+    """
+
+    def __init__(self, settings: Settings, fingerprint: str) -> None:
         configure_logging(settings.log_level, settings.log_format)
-        secrets, token = settings.webhook_secret, settings.webhook_token
+        secrets = Secrets()
+        self._trouble = "" if secrets.fingerprint == fingerprint else _other_secrets()
+        secret, token = secrets.webhook_secret, secrets.webhook_token
         self._poster = Poster(
             settings.webhook_url,
             settings.webhook_timeout_s,
-            keys=signing_keys(secrets.get_secret_value()) if secrets else (),
+            keys=signing_keys(secret.get_secret_value()) if secret else (),
             token=token.get_secret_value() if token else None,
         )
 
+    async def trouble(self) -> str:
+        """Why nothing can be posted, if so."""
+        return self._trouble
+
     async def post(self, webhook: Webhook) -> Answer:
+        """Send a webhook once; see `Poster.post`."""
+        if self._trouble:
+            return Answer(Verdict.AWAY, self._trouble)
         return await self._poster.post(webhook)
+
+
+def _other_secrets() -> str:
+    return (
+        f"{' or '.join(SECRETS)}: not the same on the Ray node {socket.gethostname()} as where the "
+        "service was started; set them in the environment of `ray start` there"
+    )
 
 
 class IngressActor:
@@ -127,15 +151,20 @@ def start_actors(settings: Settings, *, detached: bool) -> Service:
 
     Raises:
         ValueError: the service runs on this cluster already.
+        ConfigurationError: the reporters know other secrets than this process.
     """
     options = {**ACTOR, "lifetime": "detached"} if detached else ACTOR
+    plain = settings.without_secrets()
     reporters = [
-        ray.remote(**options)(ReporterActor).options(name=name).remote(settings)
+        ray.remote(**options)(ReporterActor).options(name=name).remote(plain, settings.fingerprint)
         for name in reporter_names(settings)
     ]
-    ingress = (
-        ray.remote(**options)(IngressActor).options(name=INGRESS).remote(settings.without_secrets())
-    )
+    troubles = [trouble for trouble in ray.get([r.trouble.remote() for r in reporters]) if trouble]
+    if troubles:
+        for reporter in reporters:
+            ray.kill(reporter)
+        raise ConfigurationError(troubles[0])
+    ingress = ray.remote(**options)(IngressActor).options(name=INGRESS).remote(plain)
     return Service(ingress, reporters)
 
 

@@ -90,6 +90,7 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
             actors = settings.reporters + 1  # Ray counts them among the workers
             kept = WORKERS_PER_CPU * (num_cpus or os.cpu_count() or 1) + actors
             os.environ.setdefault("RAY_num_workers_soft_limit", str(kept))
+            os.environ.update(settings.variables)  # a `.env` is not in the reporters' environment
             context = ray.init(
                 address="local",  # also where another cluster runs on this machine
                 num_cpus=num_cpus,
@@ -117,6 +118,7 @@ def start(settings: Settings, *, detached: bool) -> Service:
 
     Raises:
         ServiceError: the service runs on this cluster already, or does not come up.
+        ConfigurationError: the reporters know other secrets.
     """
     try:
         service = start_actors(settings, detached=detached)
