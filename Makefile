@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-unit check lint format bench-mix fuzz chaos lock clean
+.PHONY: help install demo test test-unit check lint audit format bench-mix fuzz chaos soak lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,12 +26,15 @@ test: $(STAMP) ## all tests
 test-unit: $(STAMP) ## the tests that need no Ray and no sockets, in seconds
 	$(BIN)/python -m pytest tests/unit
 
-check: lint test ## what CI runs: format, lint, types, tests
+check: lint audit test ## what CI runs: format, lint, types, known vulnerabilities, tests
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: $(STAMP) ## known vulnerabilities of what is pinned, where their database can be reached
+	$(BIN)/python -m tests.audit
 
 format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
