@@ -55,7 +55,10 @@ class Proxy:
             return _hang_up(request)
         if fault in ("unavailable", "error"):
             return web.Response(status=503 if fault == "unavailable" else 500, body=ERROR)
-        body = await request.read()
+        try:
+            body = await request.read()
+        except ConnectionError:  # who asked was killed
+            return _hang_up(request)
         status, headers, answer = await self._forward(request, body)
         if fault == "again" and asked.operation == "ReceiveMessage":
             await self._give_out_again(request, body, answer)
