@@ -400,6 +400,7 @@ def campaign(
                 cluster.replace_node()
             elif what == "service":
                 (running[-1].stop if rng.random() < 0.5 else running[-1].process.kill)()
+                running[-1].process.wait()
                 running.append(_started(env, folder))
             else:
                 server.away = True
