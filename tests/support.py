@@ -78,6 +78,8 @@ class Receiver:
     answer: Callable[[Received], tuple[int, dict[str, Any]]] = lambda _r: (201, {"ok": True})
     received: list[Received] = field(default_factory=list)
     url: str = ""
+    page: int = 404
+    """What a GET is answered."""
 
     @property
     def accepted(self) -> list[Received]:
@@ -124,6 +126,12 @@ def receiver(**options: Any) -> Iterator[Receiver]:
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
+
+        def do_GET(self) -> None:
+            self.send_response(state.page)
+            self.send_header("Location", "https://elsewhere.example/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *_: Any) -> None:
             pass

@@ -116,6 +116,11 @@ def test_start_status_stop_on_a_running_cluster(world: World, tmp_path: Path) ->
             "webhook": True,
             "ray": True,
         }
+        examined = json.loads(waveflow("doctor", "--json", env=env))["findings"]
+        of_ray = {f["name"]: f["state"] for f in examined if f["group"] == "Ray"}
+        assert of_ray == dict.fromkeys(
+            ("version", "cluster", "token", "dashboard", "service"), "ok"
+        )
         assert main_server.accepted[0].headers["authorization"] == f"Bearer {TOKEN}"
         assert TOKEN not in shown_by_ray(address) + everything_in(Path(env["RAY_TMPDIR"]))
         stopped = json.loads(waveflow("stop", "--json", env=env))
@@ -236,8 +241,8 @@ def test_a_file_that_is_no_audio_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-SERVICE = ["run", "start", "stop", "status", "health", "cleanup", "index", "dlq", "enqueue"]
-COMMANDS = [*SERVICE, "local", "demo", "hash", "peaks", "mix"]
+SERVICE = ["run", "start", "stop", "status", "health", "doctor", "cleanup", "index", "dlq"]
+COMMANDS = [*SERVICE, "enqueue", "local", "demo", "hash", "peaks", "mix"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from waveflow_ray import __version__
-from waveflow_ray.cli import dlq, enqueue, files, index, local, mix, service
+from waveflow_ray.cli import dlq, doctor, enqueue, files, index, local, mix, service
 from waveflow_ray.errors import ConfigurationError, JobError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ app.command(rich_help_panel=SERVICE)(service.start)
 app.command(rich_help_panel=SERVICE)(service.stop)
 app.command(rich_help_panel=SERVICE)(service.status)
 app.command(rich_help_panel=SERVICE)(service.health)
+app.command(rich_help_panel=SERVICE)(doctor.doctor)
 app.command(rich_help_panel=SERVICE)(service.cleanup)
 app.command(rich_help_panel=SERVICE)(index.index)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=SERVICE)

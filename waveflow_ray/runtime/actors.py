@@ -155,7 +155,7 @@ def start_actors(settings: Settings, *, detached: bool) -> Service:
     """
     options = {**ACTOR, "lifetime": "detached"} if detached else ACTOR
     plain = settings.without_secrets()
-    reporters = [
+    reporters: list[Any] = [
         ray.remote(**options)(ReporterActor).options(name=name).remote(plain, settings.fingerprint)
         for name in reporter_names(settings)
     ]
