@@ -31,12 +31,13 @@ FLAT_SHARE = 1.1
 TITLES = {
     "ray::IngressActor": "ingress",
     "ray::ReporterActor": "reporters",
+    "ray::/": "reporters",
+    "ray::DashboardAgent": "dashboard agent",
+    "ray::RuntimeEnvAgent": "runtime env agent",
     "ray::": "workers, the largest",
     "raylet": "raylet",
     "gcs_server": "gcs",
     "dashboard.py": "dashboard",
-    "dashboard/agent": "agents",
-    "runtime_env/agent": "agents",
     "log_monitor": "log monitor",
 }
 

@@ -119,9 +119,7 @@ class IngressActor:
     async def _post(self, webhook: Webhook) -> Answer:
         index = zlib.crc32(webhook.subject.encode()) % len(self._reporters)
         try:
-            post: Any = self._reporters[index].post.options(
-                name=f"{webhook.path} {webhook.subject}"
-            )
+            post: Any = self._reporters[index].post.options(name=webhook.path)
             answer: Answer = await post.remote(webhook)
         except ray.exceptions.RayError as error:  # the reporter died; Ray starts it again
             return Answer(Verdict.FAULT, f"{type(error).__name__}: {error}")

@@ -26,6 +26,8 @@ LOG_WAIT_S = 5.0
 SIGNAL_LOOK_S = 0.2
 READY_TIMEOUT_S = 60.0
 STATUS_TIMEOUT_S = 30.0
+TASKS_SHOWN = 10_000
+"""Ended tasks that Ray keeps for its dashboard; by default it is 100,000, some 400 MB."""
 POLL_MARGIN_S = 45.0
 """A drain also waits for the last poll of the queue and for deletes."""
 
@@ -90,6 +92,7 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
             actors = settings.reporters + 1  # Ray counts them among the workers
             kept = WORKERS_PER_CPU * (num_cpus or os.cpu_count() or 1) + actors
             os.environ.setdefault("RAY_num_workers_soft_limit", str(kept))
+            os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", str(TASKS_SHOWN))
             os.environ.update(settings.variables)  # a `.env` is not in the reporters' environment
             context = ray.init(
                 address="local",  # also where another cluster runs on this machine

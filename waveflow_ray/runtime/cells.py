@@ -67,10 +67,8 @@ def render_on_ray(settings: Settings, parallelism: int) -> Render:
         settings_ref = ray.put(settings)
 
         def start(cell: Cell) -> Any:
-            task, name = group_task, f"mix cell of {len(cell.parts)} stems"
-            if cell.window is not None:
-                task, name = window_task, f"{name}, window {cell.window}"
-            return task.options(name=name).remote(cell, settings_ref)
+            task = group_task if cell.window is None else window_task
+            return task.options(name="mix cell").remote(cell, settings_ref)
 
         waiting = iter(enumerate(cells))
         live: dict[Any, Running] = {}

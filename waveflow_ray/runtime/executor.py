@@ -44,10 +44,11 @@ class RayExecutor:
         """One attempt; started again at once if the worker or its node died, but only once."""
         task = heavy_task if isinstance(job, AnalysisJob) else light_task
         nodes = await asyncio.to_thread(cluster_nodes) if isinstance(job, HealthJob) else None
-        name = f"{job.kind} {job.job_id}"
         error: Exception = RuntimeError("not started")
         for _ in range(TRIES):
-            ref = task.options(name=name).remote(job, self._settings_ref, self._cpus, nodes, again)
+            ref = task.options(name=job.kind).remote(
+                job, self._settings_ref, self._cpus, nodes, again
+            )
             try:
                 outcome: Outcome = await ref
                 return outcome
@@ -65,9 +66,7 @@ class RayExecutor:
     async def keep(self, webhook: Webhook) -> Webhook:
         """See `keep`; where that cannot be had, the webhook as it is."""
         try:
-            kept: Webhook = await keep_task.options(name=f"keep {webhook.id}").remote(
-                webhook, self._settings_ref
-            )
+            kept: Webhook = await keep_task.options(name="keep").remote(webhook, self._settings_ref)
         except (JobError, ray.exceptions.RayError) as error:
             fields = {"webhook_id": webhook.id, "cause": str(error)[:500]}
             logger.warning("a webhook was not kept", extra={"fields": fields})
@@ -77,9 +76,7 @@ class RayExecutor:
     async def forget(self, webhook: Webhook) -> None:
         """See `forget`."""
         try:
-            await forget_task.options(name=f"forget {webhook.id}").remote(
-                webhook, self._settings_ref
-            )
+            await forget_task.options(name="forget").remote(webhook, self._settings_ref)
         except (JobError, ray.exceptions.RayError) as error:
             fields = {"webhook_id": webhook.id, "cause": str(error)[:500]}
             logger.warning("a webhook was not forgotten", extra={"fields": fields})
