@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-unit check lint audit format bench-mix fuzz chaos soak lock clean
+.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix fuzz chaos soak lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ test: $(STAMP) ## all tests
 test-unit: $(STAMP) ## the tests that need no Ray and no sockets, in seconds
 	$(BIN)/python -m pytest tests/unit
 
+test-slow: $(STAMP) ## tests that `make test` leaves out; one needs redis-server
+	$(BIN)/python -m pytest -m slow
+
 check: lint audit test ## what CI runs: format, lint, types, known vulnerabilities, tests
 
 lint: $(STAMP)
@@ -42,6 +45,10 @@ format: $(STAMP) ## format and mend what can be mended
 
 bench-mix: $(STAMP) ## mixes beside ffmpeg and sox, which have to be installed
 	$(BIN)/python -m benchmarks.mix
+
+soak: $(STAMP) ## 20 minutes of full load: what every process holds, as a table and soak.png
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'
+	$(BIN)/python -m benchmarks.soak
 
 fuzz: $(STAMP) ## 500 damaged files of every format, and a table of what comes of them
 	$(BIN)/python -m tests.fuzz

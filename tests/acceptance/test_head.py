@@ -89,7 +89,9 @@ def redis() -> Iterator[dict[str, str]]:
         process.wait()
 
 
-@pytest.mark.parametrize("with_redis", [False, True], ids=["alone", "with Redis"])
+@pytest.mark.parametrize(
+    "with_redis", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "with Redis"]
+)
 def test_no_job_is_lost_with_the_head(world: World, tmp_path: Path, with_redis: bool) -> None:
     """Without Redis somebody starts the service again; with one Ray does. SQS keeps the jobs."""
     if with_redis and shutil.which("redis-server") is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import shutil
 import signal
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from standardwebhooks import Webhook as StandardWebhook
 
 from tests.support import (
@@ -135,6 +137,9 @@ def test_every_message_shape_ends_in_the_webhooks_of_the_contract(
             world.queue.send(base64.b64encode(json.dumps(celery_2_base64).encode()).decode())
             main_server.wait_for(9)
             nothing_left(world, dead=2)
+            dashboard = re.search(r"Ray dashboard: (http://127\.0\.0\.1:\d+)", running.output())
+            assert dashboard, "it listens on this machine only"
+            assert requests.get(f"{dashboard[1]}/api/version", timeout=10).status_code == 401
             assert running.stop() == 0, running.output()
             assert len(running.events("job")) == 13
         got = {(r.path, r.payload.get("stemId")): r.payload for r in main_server.accepted}
@@ -247,6 +252,30 @@ def test_a_killed_worker_costs_nothing(world: World, tmp_path: Path) -> None:
             assert running.stop() == 0
         assert outcomes(main_server) == each_once("kill", 8)
         assert {r.payload["status"] for r in main_server.accepted} == {"SUCCESS"}
+
+
+def test_a_file_that_crashes_its_reader_costs_one_job(world: World, tmp_path: Path) -> None:
+    """Two workers die of it, no more; it is reported, and the service works on."""
+    world.bucket.put("crash/a.flac", encoded(music(400.0), format="FLAC"), "audio/flac")
+    world.bucket.put("crash/b.wav", encoded(music(1.0)), "audio/wav")
+    with (
+        receiver() as main_server,
+        service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running,
+    ):
+        world.queue.send(analysis(0, "crash/a.flac"))
+        for _ in range(2):
+            killed = running.wait_for_worker("ray::analysis")
+            killed.kill()
+            killed.wait(10)
+        main_server.wait_for(1)
+        world.queue.send(analysis(1, "crash/b.wav"))
+        main_server.wait_for(2)
+        nothing_left(world)
+        assert running.stop() == 0
+    crashed, fine = (r.payload for r in main_server.accepted)
+    assert (crashed["stemId"], crashed["status"]) == ("crash-0", "FAILURE")
+    assert crashed["result"]["error_code"] == "worker_crashed"
+    assert (fine["stemId"], fine["status"]) == ("crash-1", "SUCCESS")
 
 
 def test_a_killed_ingress_costs_a_visibility_timeout(world: World, tmp_path: Path) -> None:
