@@ -44,7 +44,7 @@ def calls() -> set[str]:
     for package in SERVICE:
         for path in (ROOT / "waveflow_ray" / package).glob("*.py"):
             text = path.read_text()
-            found |= set(re.findall(r"(?:client|s3_of\(settings\)|sqs_of\(settings\))\.([a-z_0-9]+)\(", text))
+            found |= set(re.findall(r"(?:client|s[3q]s?_of\(settings\))\.([a-z_0-9]+)\(", text))
             found |= set(re.findall(r'get_paginator\("([a-z_0-9]+)"\)', text))
     return found - {"get_paginator"}
 
