@@ -148,6 +148,7 @@ def test_health_fails_when_something_is_wrong(world: World) -> None:
 def test_local_is_a_whole_platform(tmp_path: Path) -> None:
     """What it prints is enough to send jobs to it; Ctrl-C ends it with exit 0."""
     output = tmp_path / "output"
+    (tmp_path / ".env").write_text("WEBHOOK_TOKEN=of-another-service\n")  # is not read
     with output.open("wb") as log:
         process = subprocess.Popen(
             [WAVEFLOW, "local", "--num-cpus", "2"], stdout=log, stderr=log, cwd=tmp_path

@@ -129,7 +129,8 @@ def test_every_message_shape_ends_in_the_webhooks_of_the_contract(
         {"task": "app.tasks.process_audio_analysis", "filepath": "up/a.wav"},
     ]
     with receiver() as main_server:
-        env = {"WEBHOOK_URL": main_server.url + "/", "WEBHOOK_SECRET": SECRET}
+        env = {"WEBHOOK_URL": main_server.url + "/"}
+        (tmp_path / ".env").write_text(f"WEBHOOK_SECRET={SECRET}\n")
         with service(world.env | env, tmp_path) as running:
             waveflow("index", "up/", env=world.env | env)
             for message in messages:

@@ -41,7 +41,7 @@ class ReporterActor:
 
     def __init__(self, settings: Settings, fingerprint: str) -> None:
         configure_logging(settings.log_level, settings.log_format)
-        secrets = Secrets()
+        secrets = Secrets(_env_file=None)  # a `.env` where Ray runs may be for something else
         self._trouble = "" if secrets.fingerprint == fingerprint else _other_secrets()
         secret, token = secrets.webhook_secret, secrets.webhook_token
         self._poster = Poster(
