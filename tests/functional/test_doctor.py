@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tests.proxy import Asked, Fault, proxy
 from tests.support import Receiver, World, receiver
 from waveflow_ray.cli import app
+from waveflow_ray.runtime.app import ServiceError
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TOKEN = "t0ken-that-nobody-may-see"
@@ -29,7 +30,12 @@ def main_server() -> Iterator[Receiver]:
 def env(
     world: World, main_server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.MonkeyPatch:
-    """A setup that is well; without a Ray cluster."""
+    """A setup that is well; without a Ray cluster, whatever else runs on this machine."""
+
+    def no_cluster(*_: object, **__: object) -> str:
+        raise ServiceError("There is no Ray cluster to join.")
+
+    monkeypatch.setattr("waveflow_ray.runtime.app.connect", no_cluster)
     monkeypatch.chdir(tmp_path)
     own = {
         "WEBHOOK_URL": main_server.url,
@@ -37,7 +43,6 @@ def env(
         "WEBHOOK_TOKEN": TOKEN,
         "SCRATCH_DIR": str(tmp_path),
         "MAX_FILE_SIZE_MB": "1",
-        "RAY_TMPDIR": str(tmp_path),  # no other cluster of this machine is found
     }
     for name, value in (world.env | own).items():
         monkeypatch.setenv(name, value)
