@@ -26,6 +26,13 @@ from waveflow_ray.aws.s3 import Bucket
 from waveflow_ray.aws.sqs import Queue
 from waveflow_ray.local.aws import BUCKET, REGION, LocalAws
 
+HEAD = """
+import ray
+context = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level="ERROR")
+print(context.address_info["gcs_address"], flush=True)
+input()
+"""
+
 WAVEFLOW = str(Path(sys.executable).with_name("waveflow"))
 
 
@@ -208,6 +215,27 @@ def waveflow(*arguments: str, env: dict[str, str] | None = None, timeout_s: floa
     )
     assert done.returncode == 0, f"{arguments}: {done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+@contextmanager
+def ray_head(env: dict[str, str]) -> Iterator[str]:
+    """A Ray cluster of one node; the value is its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEAD],
+        env=os.environ | env | {"RAY_USAGE_STATS_ENABLED": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait(60)
+        process.stdout.close()
 
 
 class ServiceProcess:

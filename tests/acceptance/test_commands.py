@@ -8,14 +8,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import soundfile as sf
 
-from tests.support import WAVEFLOW, World, encoded, music, receiver, wait_until, waveflow
+from tests.support import (
+    WAVEFLOW,
+    World,
+    encoded,
+    music,
+    ray_head,
+    receiver,
+    wait_until,
+    waveflow,
+)
 from waveflow_ray.local.verify import mix_difference
 from waveflow_ray.messages import HashJob, envelope
 
@@ -23,34 +30,6 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
 
 RAY = str(Path(WAVEFLOW).with_name("ray"))
 TOKEN = "t0ken-that-nobody-else-may-see"
-
-HEAD = """
-import ray
-context = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level="ERROR")
-print(context.address_info["gcs_address"], flush=True)
-input()
-"""
-
-
-@contextmanager
-def ray_head(env: dict[str, str]) -> Iterator[str]:
-    """A Ray cluster of one node; the value is its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HEAD],
-        env=os.environ | env | {"RAY_USAGE_STATS_ENABLED": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.stdin.close()
-        process.wait(60)
-        process.stdout.close()
 
 
 def shown_by_ray(address: str) -> str:

@@ -40,21 +40,39 @@ def run(
     app.run_until_signal(service, settings, lambda line: print(line, flush=True))
 
 
-def start() -> None:
+def start(
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take over from a service that runs there already.")
+    ] = False,
+    send_code: Annotated[
+        bool,
+        typer.Option(
+            "--send-code", help="Run the code of this command on all nodes, not what they have."
+        ),
+    ] = False,
+) -> None:
     """Start the service on the running Ray cluster, and leave it running.
+
+    With --replace the new one makes itself ready, then the old one drains, then the new one takes
+    messages: no job is lost or told of twice. If it does not come up, the old one goes on.
 
     Examples:
 
       ray start --head && waveflow start
 
       RAY_ADDRESS=10.0.0.5:6379 waveflow start
+
+      waveflow start --replace --send-code
     """
+    from waveflow_ray.release import release
     from waveflow_ray.runtime import app
 
     settings = app.resolve(load_settings())
-    dashboard = app.connect(settings, may_start=False)
-    app.start(settings, detached=True)
-    typer.echo("WaveFlow is running. `waveflow status` shows it, `waveflow stop` drains it.")
+    dashboard = app.connect(settings, may_start=False, send_code=send_code)
+    app.start(settings, detached=True, replace=replace)
+    typer.echo(
+        f"WaveFlow {release()} is running. `waveflow status` shows it, `waveflow stop` drains it."
+    )
     if dashboard:
         typer.echo(app.dashboard_line(dashboard))
 
@@ -123,7 +141,7 @@ def _print_status(state: dict[str, Any]) -> None:
     if state["main_server_away"]:
         mood += ", intake paused: the main server is away"
     queue = state["queue"]
-    console.print(f"[bold]WaveFlow[/bold] is {mood}")
+    console.print(f"[bold]WaveFlow[/bold] {state['release']} is {mood}")
     console.print(f"Queue: {queue['visible']} waiting, {queue['in_flight']} in flight")
     console.print(f"Ray:   {node_summary(state['nodes'])}")
     if state["dashboard"]:

@@ -17,11 +17,12 @@ from waveflow_ray.aws.sqs import queue_of
 from waveflow_ray.errors import ConfigurationError
 from waveflow_ray.logs import LogTail, configure_logging
 from waveflow_ray.outcomes import Webhook
+from waveflow_ray.release import release
 from waveflow_ray.runtime.courier import Courier
 from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
-from waveflow_ray.runtime.placement import ACTOR, INGRESS, REPORTER
+from waveflow_ray.runtime.placement import ACTOR, INGRESS, NAMESPACES, REPORTER
 from waveflow_ray.settings import SECRETS, Secrets, Settings, signing_keys
 from waveflow_ray.webhooks import Answer, Poster, Verdict
 
@@ -70,28 +71,50 @@ def _other_secrets() -> str:
 
 
 class IngressActor:
-    """The ingress as an actor: begins to work when it is made, also after a restart."""
+    """The ingress as an actor: begins to work when it is made, also after a restart.
+
+    Args:
+        namespace: where its reporters are.
+        replaces: id of the ingress to take over from: it is drained when this one has made itself
+            ready, and ended. Whoever started this one may be gone by then.
+    """
 
     # Its arguments must be plain values: references could be gone when Ray restarts it.
-    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc] # Ray awaits it
+    async def __init__(  # type: ignore[misc] # Ray awaits it
+        self, settings: Settings, namespace: str, replaces: str | None = None
+    ) -> None:
         self._tail = LogTail()
         configure_logging(settings.log_level, settings.log_format, tail=self._tail)
         self._settings = settings
-        self._reporters = [ray.get_actor(name) for name in reporter_names(settings)]
+        self._reporters = [ray.get_actor(name, namespace) for name in reporter_names(settings)]
         queue = await asyncio.to_thread(queue_of, settings)
         leases = Leases(queue, settings.visibility_timeout_s)
         courier = Courier(self._post, settings)
-        executor = RayExecutor(settings)
-        self._ingress = Ingress(settings, leases, executor, courier)
-        self._tasks = [
-            asyncio.create_task(self._ingress.run()),
-            asyncio.create_task(executor.warm_up()),
-        ]
-        self._tasks[0].add_done_callback(_end_if_broken)
+        self._executor = RayExecutor(settings)
+        self._ingress = Ingress(settings, leases, self._executor, courier)
+        self._takes_over = replaces is not None
+        self._work = asyncio.create_task(self._run(replaces))
+        self._work.add_done_callback(self._end_if_broken)
+
+    async def _run(self, replaces: str | None) -> None:
+        warm_up = asyncio.create_task(self._executor.warm_up())
+        if replaces is not None:
+            await warm_up
+            await _take_over(replaces, self._settings.drain_timeout_s)
+            self._takes_over = False
+        await self._ingress.run()
+        await warm_up
 
     async def ready(self) -> None:
-        """Returns when the first poll has begun."""
-        await self._ingress.ready.wait()
+        """Returns when the first poll has begun. Raises why it cannot take over, if so."""
+        ready = asyncio.create_task(self._ingress.ready.wait())
+        done, _ = await asyncio.wait({ready, self._work}, return_when=asyncio.FIRST_COMPLETED)
+        if self._work in done:
+            self._work.result()
+
+    async def takes_over(self) -> bool:
+        """Whether another one is still in charge."""
+        return self._takes_over
 
     async def drain(self, timeout_s: float) -> dict[str, int]:
         """See `Ingress.drain`."""
@@ -101,7 +124,7 @@ class IngressActor:
         """See `Ingress.status`; with the queue's depths."""
         facts = await asyncio.to_thread(self._ingress.leases.queue.facts)
         queue = {"visible": facts.visible, "in_flight": facts.in_flight, "delayed": facts.delayed}
-        return self._ingress.status() | {"queue": queue}
+        return self._ingress.status() | {"queue": queue, "release": release()}
 
     async def log_lines(self, after: int, wait_s: float = 0.0) -> tuple[int, list[str]]:
         """Log lines from number `after` on, and the number to ask for next.
@@ -116,6 +139,16 @@ class IngressActor:
                 return following, lines
             await asyncio.sleep(LOG_LOOK_S)
 
+    def _end_if_broken(self, run: asyncio.Task[None]) -> None:
+        """An ingress that stopped working ends its process, so that Ray starts it again.
+
+        One that is not in charge yet stays, and whoever waits for it is told.
+        """
+        if not run.cancelled() and run.exception() is not None:
+            logger.critical("the ingress broke", exc_info=run.exception())
+            if not self._takes_over:
+                os._exit(1)
+
     async def _post(self, webhook: Webhook) -> Answer:
         index = zlib.crc32(webhook.subject.encode()) % len(self._reporters)
         try:
@@ -126,11 +159,19 @@ class IngressActor:
         return answer
 
 
-def _end_if_broken(run: asyncio.Task[None]) -> None:
-    """An ingress that stopped working ends its process, so that Ray starts it again."""
-    if not run.cancelled() and run.exception() is not None:
-        logger.critical("the ingress broke", exc_info=run.exception())
-        os._exit(1)
+async def _take_over(ingress_id: str, drain_timeout_s: float) -> None:
+    """Have the service of that ingress end its work, then end it."""
+    services = await asyncio.to_thread(_services)
+    old = next((service for service in services if service.ingress_id == ingress_id), None)
+    if old is None:
+        return  # it is gone, or this ingress did so before it was restarted
+    logger.info("taking over", extra={"fields": {"release": release()}})
+    try:
+        await old.ingress.drain.remote(drain_timeout_s)
+    except ray.exceptions.RayError as error:  # what it held comes back when its leases end
+        fields = {"cause": f"{type(error).__name__}: {error}"[:500]}
+        logger.warning("the old ingress did not drain", extra={"fields": fields})
+    await asyncio.to_thread(old.end)
 
 
 @dataclass(frozen=True)
@@ -139,43 +180,83 @@ class Service:
 
     ingress: Any
     reporters: list[Any]
+    namespace: str
+
+    @property
+    def ingress_id(self) -> str:
+        """The same as long as Ray restarts the actor."""
+        actor_id: str = self.ingress._actor_id.hex()
+        return actor_id
+
+    def end(self) -> None:
+        """End the actors, whatever they are at."""
+        for actor in (self.ingress, *self.reporters):
+            ray.kill(actor)
 
 
-def start_actors(settings: Settings, *, detached: bool) -> Service:
+def start_actors(settings: Settings, *, detached: bool, replaces: Service | None = None) -> Service:
     """Start reporters and ingress on the connected cluster.
 
     Args:
         detached: the actors outlive this process (`waveflow start`).
+        replaces: the running service, which the new ingress takes over from.
 
     Raises:
         ValueError: the service runs on this cluster already.
         ConfigurationError: the reporters know other secrets than this process.
+        RayError: the reporters do not come up.
     """
-    options = {**ACTOR, "lifetime": "detached"} if detached else ACTOR
+    used = {service.namespace for service in _services()}
+    if used - {replaces and replaces.namespace}:
+        raise ValueError(f"in use: {', '.join(sorted(used))}")
+    namespace = next(name for name in NAMESPACES if name not in used)
+    options = {**ACTOR, "namespace": namespace}
+    if detached:
+        options["lifetime"] = "detached"
     plain = settings.without_secrets()
     reporters: list[Any] = [
         ray.remote(**options)(ReporterActor).options(name=name).remote(plain, settings.fingerprint)
         for name in reporter_names(settings)
     ]
-    troubles = [trouble for trouble in ray.get([r.trouble.remote() for r in reporters]) if trouble]
-    if troubles:
+    try:
+        troubles = ray.get([reporter.trouble.remote() for reporter in reporters])
+        if any(troubles):
+            raise ConfigurationError(next(filter(None, troubles)))
+    except (ConfigurationError, ray.exceptions.RayError):
         for reporter in reporters:
             ray.kill(reporter)
-        raise ConfigurationError(troubles[0])
-    ingress = ray.remote(**options)(IngressActor).options(name=INGRESS).remote(plain)
-    return Service(ingress, reporters)
+        raise
+    actor = ray.remote(**options)(IngressActor).options(name=INGRESS)
+    ingress = actor.remote(plain, namespace, replaces and replaces.ingress_id)
+    return Service(ingress, reporters, namespace)
 
 
 def find_actors() -> Service:
     """The actors of the service that runs on the connected cluster.
 
+    While one takes over from another, it is the one that was there before.
+
     Raises:
         ValueError: it does not run there.
     """
-    reporters = [
-        ray.get_actor(name) for name in ray.util.list_named_actors() if name.startswith(REPORTER)
-    ]
-    return Service(ray.get_actor(INGRESS), reporters)
+    services = _services()
+    if len(services) > 1:
+        services.sort(key=lambda service: ray.get(service.ingress.takes_over.remote()))
+    if not services:
+        raise ValueError("there is no ingress")
+    return services[0]
+
+
+def _services() -> list[Service]:
+    """What has an ingress; two while one takes over from the other."""
+    actors: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
+    found = []
+    for namespace in NAMESPACES:
+        names = [actor["name"] for actor in actors if actor["namespace"] == namespace]
+        if INGRESS in names:
+            reporters = [ray.get_actor(n, namespace) for n in names if n.startswith(REPORTER)]
+            found.append(Service(ray.get_actor(INGRESS, namespace), reporters, namespace))
+    return found
 
 
 def reporter_names(settings: Settings) -> list[str]:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -18,13 +18,15 @@ from ray._private.authentication.authentication_token_setup import (
 from waveflow_ray.aws.s3 import bucket_of
 from waveflow_ray.aws.sqs import QueueError, queue_of
 from waveflow_ray.errors import ConfigurationError, JobError
+from waveflow_ray.release import PACKAGE
 from waveflow_ray.runtime.actors import Service, find_actors, start_actors
-from waveflow_ray.runtime.placement import NAMESPACE, WORKERS_PER_CPU
+from waveflow_ray.runtime.placement import WORKERS_PER_CPU
 from waveflow_ray.settings import Settings
 
 LOG_WAIT_S = 5.0
 SIGNAL_LOOK_S = 0.2
 READY_TIMEOUT_S = 60.0
+WARM_UP_TIMEOUT_S = 120.0
 STATUS_TIMEOUT_S = 30.0
 TASKS_SHOWN = 10_000
 """Ended tasks that Ray keeps for its dashboard; by default it is 100,000, some 400 MB."""
@@ -63,12 +65,16 @@ def resolve(settings: Settings) -> Settings:
     return settings.model_copy(update={"sqs_queue_url": queue.url})
 
 
-def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None) -> str:
+def connect(
+    settings: Settings, *, may_start: bool, num_cpus: int | None = None, send_code: bool = False
+) -> str:
     """Join the Ray cluster of RAY_ADDRESS, or the one on this machine, or start one here.
 
     Args:
         may_start: without RAY_ADDRESS, start Ray in this process instead of looking for it.
         num_cpus: CPUs of a Ray that is started; all of the machine's by default.
+        send_code: what is started runs the code of this process on every node, instead of what is
+            installed there.
 
     Returns:
         The dashboard's address, empty if there is none.
@@ -78,7 +84,7 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     common: dict[str, Any] = {
-        "namespace": NAMESPACE,
+        "runtime_env": {"py_modules": [str(PACKAGE)]} if send_code else None,
         "log_to_driver": False,
         "logging_level": "ERROR",
     }
@@ -86,7 +92,10 @@ def connect(settings: Settings, *, may_start: bool, num_cpus: int | None = None)
         if settings.ray_address or not may_start:
             # A cluster that `ray.init` started asks for a token; show it if there is one.
             maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-            context = ray.init(address=settings.ray_address or "auto", **common)
+            # Ray has workers look for code in the folder of this process first, even before that
+            # which was sent.
+            with chdir("/") if send_code else nullcontext():
+                context = ray.init(address=settings.ray_address or "auto", **common)
         else:
             os.environ.pop("RAY_ADDRESS", None)
             actors = settings.reporters + 1  # Ray counts them among the workers
@@ -116,24 +125,50 @@ def dashboard_line(url: str) -> str:
     return f"Ray dashboard: {url} (`ray get-auth-token` prints the token it asks for)"
 
 
-def start(settings: Settings, *, detached: bool) -> Service:
+def start(settings: Settings, *, detached: bool, replace: bool = False) -> Service:
     """Start the actors and wait until the queue is being polled.
+
+    Args:
+        detached: the service stays when this process ends.
+        replace: take over from a service that runs already, which drains first. Until the new one
+            has workers ready on all nodes, the old one goes on; if that fails, it stays.
 
     Raises:
         ServiceError: the service runs on this cluster already, or does not come up.
         ConfigurationError: the reporters know other secrets.
     """
+    timeout_s = READY_TIMEOUT_S
+    old = None
+    if replace:
+        with suppress(ServiceError):
+            old = find()
+    if old is not None:
+        timeout_s += WARM_UP_TIMEOUT_S + settings.drain_timeout_s + POLL_MARGIN_S
+    service = None
     try:
-        service = start_actors(settings, detached=detached)
-        ray.get(service.ingress.ready.remote(), timeout=READY_TIMEOUT_S)
+        service = start_actors(settings, detached=detached, replaces=old)
+        ray.get(service.ingress.ready.remote(), timeout=timeout_s)
     except ValueError as error:
         raise ServiceError(
             "WaveFlow runs on this Ray cluster already; see `waveflow status`, end it with "
-            "`waveflow stop`."
+            "`waveflow stop`, or take over from it with `waveflow start --replace`."
         ) from error
     except ray.exceptions.RayError as error:
-        raise ServiceError(f"The service did not come up: {error}") from error
+        if old is None or not _in_charge(old):
+            raise ServiceError(f"The service did not come up: {error}") from error
+        if service is not None:
+            service.end()
+        raise ServiceError(
+            f"The new service did not come up, the old one goes on: {error}"
+        ) from error
     return service
+
+
+def _in_charge(service: Service) -> bool:
+    try:
+        return not status(service)["draining"]
+    except ray.exceptions.RayError:
+        return False
 
 
 def find() -> Service:
@@ -164,8 +199,7 @@ def stop(service: Service, settings: Settings, timeout_s: float) -> dict[str, in
             timeout=timeout_s + settings.poll_wait_s + POLL_MARGIN_S,
         )
     finally:
-        for actor in (service.ingress, *service.reporters):
-            ray.kill(actor)
+        service.end()
     return result
 
 

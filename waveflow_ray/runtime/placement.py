@@ -2,12 +2,13 @@
 
 | piece                        | placed                                                        |
 | ---------------------------- | ------------------------------------------------------------- |
-| Ingress, Reporter            | no CPU of their own, restarted for ever                       |
+| Ingress, Reporter            | on the head, no CPU of their own, restarted for ever          |
 | hash, duplicate, maintenance | light: a fifth of a CPU                                       |
 | analysis, a mix's cells      | heavy: four fifths of a CPU, so light jobs always find room   |
 | a mix's reduce               | light: it waits for its cells most of the time                |
 
-Ray retries nothing by itself (``max_retries=0``): retries go through SQS.
+Ray retries nothing by itself (``max_retries=0``): retries go through SQS. Nothing of ours stays on
+a worker node, so the autoscaler can take any that is idle.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import ray
 
-NAMESPACE = "waveflow"
+NAMESPACES = ("waveflow", "waveflow-b")
+"""Of the actors. One is in use; the other is for the next version while it takes over."""
 INGRESS = "ingress"
 REPORTER = "reporter-"
 
@@ -48,8 +50,8 @@ STREAMED: dict[str, Any] = {
 }
 ACTOR: dict[str, Any] = {
     "num_cpus": 0,
+    "resources": {"node:__internal_head__": 0.001},
     "max_restarts": -1,
-    "namespace": NAMESPACE,
     # Every job in hand waits in a call of its own; the default would be 1000 of them.
     "max_concurrency": 20_000,
 }

@@ -1,0 +1,127 @@
+"""A new version of the service takes over from the old one, on a cluster with work to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.support import (
+    WAVEFLOW,
+    Receiver,
+    World,
+    encoded,
+    music,
+    ray_head,
+    receiver,
+    wait_until,
+    waveflow,
+)
+from waveflow_ray import __version__
+from waveflow_ray.messages import AnalysisJob, HashJob, envelope
+from waveflow_ray.release import PACKAGE
+
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
+
+TAKE_OVER = ("start", "--replace", "--send-code")
+
+
+class Version:
+    """A copy of the code, with a version of its own."""
+
+    def __init__(self, folder: Path, version: str) -> None:
+        self.folder = folder
+        self.code = folder / "waveflow_ray"
+        shutil.copytree(PACKAGE, self.code, ignore=shutil.ignore_patterns("__pycache__"))
+        self.change("__init__.py", f'"{__version__}"', f'"{version}"')
+
+    def change(self, name: str, before: str, after: str) -> None:
+        text = (self.code / name).read_text()
+        assert before in text
+        (self.code / name).write_text(text.replace(before, after))
+
+    def waveflow(self, *arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [WAVEFLOW, *arguments],
+            env=os.environ | env | {"PYTHONPATH": str(self.folder)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+
+class Traffic(threading.Thread):
+    """Sends hashes and analyses, a few ahead of what is done, until it is told to end."""
+
+    def __init__(self, world: World, main_server: Receiver) -> None:
+        super().__init__()
+        self.world = world
+        self.main_server = main_server
+        self.stems: list[str] = []
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.1):
+            if len(self.stems) - len(self.main_server.accepted) > 6:
+                continue
+            for kind in (HashJob, HashJob, AnalysisJob):
+                stem = f"stem-{len(self.stems)}"
+                self.world.queue.send(envelope(kind, stem, stemId=stem, filepath="takeover/a.wav"))
+                self.stems.append(stem)
+
+
+def test_a_new_version_takes_over_in_the_middle_of_work(world: World, tmp_path: Path) -> None:
+    """Every job is done and told of once, by either; a version that does not work changes nothing."""
+    world.bucket.put("takeover/a.wav", encoded(music(0.5)), "x")
+    broken = Version(tmp_path / "broken", "8.8.8")
+    broken.change("runtime/tasks.py", "    bucket_of(settings)\n\n\nlight", "    1 / 0\n\n\nlight")
+    better = Version(tmp_path / "better", "9.9.9")
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short,  # for Ray's sockets
+        receiver() as main_server,
+        ray_head(world.env | {"RAY_TMPDIR": short}) as address,
+    ):
+        env = world.env | {
+            "RAY_ADDRESS": address,
+            "RAY_TMPDIR": short,
+            "WEBHOOK_URL": main_server.url,
+            "POLL_WAIT_S": "1",
+            "SCRATCH_DIR": str(tmp_path / "scratch"),
+        }
+        assert f"WaveFlow {__version__}+" in waveflow("start", env=env)
+        traffic = Traffic(world, main_server)
+        traffic.start()
+        try:
+            wait_until(lambda: len(main_server.accepted) > 5, 60, main_server.summary)
+            failed = broken.waveflow(*TAKE_OVER, env=env)
+            assert failed.returncode == 1, failed.stdout + failed.stderr
+            assert "the old one goes on" in failed.stderr
+            assert "ZeroDivisionError" in failed.stderr
+            status = json.loads(waveflow("status", "--json", env=env))
+            assert status["release"].startswith(f"{__version__}+")
+            seen = len(main_server.accepted)
+            done = better.waveflow(*TAKE_OVER, env=env)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "WaveFlow 9.9.9+" in done.stdout
+            after = len(main_server.accepted)
+            assert after > seen  # the old one worked while the new one made itself ready
+            wait_until(lambda: len(main_server.accepted) > after + 5, 60, main_server.summary)
+        finally:
+            traffic.ended.set()
+            traffic.join()
+        wait_until(
+            lambda: len(main_server.accepted) >= len(traffic.stems), 120, main_server.summary
+        )
+        status = json.loads(waveflow("status", "--json", env=env))
+        assert status["release"].startswith("9.9.9+")
+        told = [got.payload["stemId"] for got in main_server.accepted]
+        assert sorted(told) == sorted(traffic.stems)
+        assert main_server.overlaps() == []
+        waveflow("stop", env=env)
