@@ -13,7 +13,7 @@ import hashlib
 import re
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     Field,
@@ -27,6 +27,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from waveflow_ray.errors import ConfigurationError
+
+S = TypeVar("S", bound=BaseSettings)
 
 SECRET_PREFIX = "whsec_"
 SECRETS = ("WEBHOOK_SECRET", "WEBHOOK_TOKEN")
@@ -258,6 +260,15 @@ class Settings(Secrets):
         return self.max_file_size_mb * 1024 * 1024
 
 
+class NodeSettings(Secrets):
+    """What a node of a cluster has to know before there is a service."""
+
+    reporters: int = Settings.model_fields["reporters"].default
+    aws_ec2_metadata_service_endpoint: str = Field(
+        "http://169.254.169.254", description="Where an instance asks about itself, as in boto3."
+    )
+
+
 def signing_keys(secrets: str) -> list[bytes]:
     """The keys in WEBHOOK_SECRET, the newest first.
 
@@ -282,8 +293,17 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         ConfigurationError: one line per wrong variable: its name, value and what is allowed.
     """
+    return _load(Settings, overrides)
+
+
+def load_node_settings(env_file: Path) -> NodeSettings:
+    """The same for a node, with its own ``.env``."""
+    return _load(NodeSettings, {"_env_file": env_file})
+
+
+def _load(kind: type[S], overrides: dict[str, Any]) -> S:
     try:
-        return Settings(**overrides)
+        return kind(**overrides)
     except ValidationError as error:
         lines = []
         for item in error.errors():

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import secrets
 import shutil
 import subprocess
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.support import WAVEFLOW, Received, World, encoded, music, receiver, wait_until, waveflow
+from tests.support import Received, World, encoded, music, receiver, wait_until, waveflow
 from waveflow_ray.local.aws import free_port
 from waveflow_ray.messages import AnalysisJob, HashJob, MixJob, envelope
+from waveflow_ray.node.sessions import members
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
-RAY = str(Path(WAVEFLOW).with_name("ray"))
 HASHES, ANALYSES, MIXES = 12, 6, 2
 BEFORE = 3
 
@@ -40,53 +39,38 @@ class Gate:
 
 
 class Head:
-    """`ray start --head --block`, which can be killed with all its processes."""
+    """A head as `ray up` starts it: `waveflow node up`. Its Ray can be killed, whole."""
 
-    def __init__(self, folder: str, env: dict[str, str]) -> None:
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.folder = folder
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
-        self.env = os.environ | env | {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0"}
-        self.log = Path(folder) / "head.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.env = env | {"RAY_TMPDIR": str(folder)}
 
-    def start(self) -> None:
-        options = ["--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats"]
+    def up(self) -> None:
         ports = [f"--port={self.port}", f"--ray-client-server-port={free_port()}"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    RAY,
-                    "start",
-                    "--head",
-                    "--block",
-                    "--node-ip-address=127.0.0.1",
-                    *ports,
-                    *options,
-                ],
-                env=self.env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        started = self.log.read_text().count("Ray runtime started")
-        wait_until(
-            lambda: self.log.read_text().count("Ray runtime started") > started,
-            60,
-            self.log.read_text,
-        )
+        options = ["--num-cpus=2", "--include-dashboard=false", "--node-ip-address=127.0.0.1"]
+        waveflow("node", "up", *self.options, "--", "--head", *ports, *options, env=self.env)
 
     def kill(self) -> None:
-        if self.process is None:
-            return
-        tree = [*psutil.Process(self.process.pid).children(recursive=True)]
-        for process in (psutil.Process(self.process.pid), *tree):
-            try:
+        """All of Ray, with the service in it; only the keeper is left."""
+        processes = members(self.session)
+        assert len(processes) > 3
+        for process in processes:
+            with suppress(psutil.Error):
                 process.kill()
-            except psutil.Error:
-                continue
-        self.process.wait()
-        psutil.wait_procs(tree, 20)
-        self.process = None
+        psutil.wait_procs(processes, 20)
+
+    def down(self) -> None:
+        waveflow("node", "down", *self.options, env=self.env)
+
+    @property
+    def session(self) -> int:
+        return int((self.folder / "node.pid").read_text().split()[1])
+
+    @property
+    def options(self) -> list[str]:
+        return ["--folder", str(self.folder)]
 
 
 @contextmanager
@@ -106,14 +90,14 @@ def redis() -> Iterator[dict[str, str]]:
     "with_redis", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "with Redis"]
 )
 def test_no_job_is_lost_with_the_head(world: World, tmp_path: Path, with_redis: bool) -> None:
-    """Without Redis somebody starts the service again; with one Ray does. SQS keeps the jobs."""
+    """Ray and the service are started again by themselves, with Redis or without. SQS keeps jobs."""
     if with_redis and shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed")
     for key, sound in (("head/a.wav", music(2.0)), ("head/b.wav", music(3.0, seed=1))):
         world.bucket.put(key, encoded(sound), "audio/wav")
     with ExitStack() as stack:
         main_server = stack.enter_context(receiver(answer=Gate()))
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))
+        short = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))
         common = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
         if with_redis:
             common |= stack.enter_context(redis())
@@ -124,11 +108,10 @@ def test_no_job_is_lost_with_the_head(world: World, tmp_path: Path, with_redis: 
             "VISIBILITY_TIMEOUT_S": "6",
             "SCRATCH_DIR": str(tmp_path / "scratch"),
         }
-        head = Head(folder, env)
-        stack.callback(head.kill)
-        head.start()
-        env |= {"RAY_ADDRESS": head.address, "RAY_TMPDIR": folder}
-        waveflow("start", env=env)
+        head = Head(Path(short), env)
+        stack.callback(head.down)
+        head.up()
+        env |= {"RAY_ADDRESS": head.address, "RAY_TMPDIR": short}
         for n in range(HASHES):
             world.queue.send(envelope(HashJob, f"h{n}", stemId=f"h{n}", filepath="head/a.wav"))
         for n in range(ANALYSES):
@@ -139,9 +122,6 @@ def test_no_job_is_lost_with_the_head(world: World, tmp_path: Path, with_redis: 
         main_server.wait_for(BEFORE)
         head.kill()
         main_server.answer = lambda _: (201, {"status": "success"})
-        head.start()
-        if not with_redis:
-            waveflow("start", env=env)
 
         def events() -> dict[str, set[bytes]]:
             bodies = defaultdict(set)
@@ -157,4 +137,6 @@ def test_no_job_is_lost_with_the_head(world: World, tmp_path: Path, with_redis: 
         assert all(body.get("status") != "FAILURE" for body in bodies)
         status = json.loads(waveflow("status", "--json", env=env))
         assert status["in_flight"] == {}
-        waveflow("stop", env=env)
+        session = head.session
+        head.down()
+        assert members(session) == []

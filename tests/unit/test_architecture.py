@@ -15,21 +15,33 @@ import waveflow_ray
 
 PACKAGE = Path(waveflow_ray.__file__).parent
 LAYERS = (
-    {"", "audio", "messages", "errors", "settings", "logs", "outcomes"},
+    {"", "audio", "messages", "errors", "settings", "logs", "outcomes", "release"},
     {"aws", "webhooks"},
     {"jobs"},
     {"runtime"},
-    {"local", "doctor"},
+    {"local", "doctor", "node"},
     {"cli"},
+    {"__main__"},
 )
 """Lowest first; "" is the package itself. Whoever stands higher may import what stands lower."""
 
-WITHOUT_RAY = ("runtime.ingress", "runtime.leases", "runtime.subjects", "runtime.courier")
-"""The logic of the runtime is plain code; its neighbours bind it to Ray."""
+WITHOUT_RAY = (
+    "node",
+    "node.keeper",
+    "node.sessions",
+    "node.spot",
+    "runtime.courier",
+    "runtime.demand",
+    "runtime.environment",
+    "runtime.ingress",
+    "runtime.leases",
+    "runtime.subjects",
+)
+"""The logic of the runtime is plain code, bound to Ray by others; a node's keeper stays small."""
 
 WITH_ENVIRONMENT = {
     "settings": "reads it, for all",
-    "runtime": "sets what Ray reads",
+    "node.keeper": "sets what Ray reads",
     "runtime.app": "sets what Ray reads",
     "local.aws": "sets what boto3 reads",
     "audio.media": "undoes what a library sets",

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from waveflow_ray import __version__
-from waveflow_ray.cli import dlq, doctor, enqueue, files, index, local, mix, service
+from waveflow_ray.cli import dlq, doctor, enqueue, files, index, local, mix, node, service
 from waveflow_ray.errors import ConfigurationError, JobError
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.command(rich_help_panel=SERVICE)(doctor.doctor)
 app.command(rich_help_panel=SERVICE)(service.cleanup)
 app.command(rich_help_panel=SERVICE)(index.index)
 app.add_typer(dlq.app, name="dlq", rich_help_panel=SERVICE)
+app.add_typer(node.app, name="node", rich_help_panel=SERVICE)
 app.add_typer(enqueue.app, name="enqueue", rich_help_panel=SERVICE)
 app.command(rich_help_panel=MACHINE)(local.demo)
 app.command("local", rich_help_panel=MACHINE)(local.local)

@@ -44,6 +44,9 @@ def start(
     replace: Annotated[
         bool, typer.Option("--replace", help="Take over from a service that runs there already.")
     ] = False,
+    if_stopped: Annotated[
+        bool, typer.Option("--if-stopped", help="Leave one that runs there already as it is.")
+    ] = False,
     send_code: Annotated[
         bool,
         typer.Option(
@@ -69,6 +72,9 @@ def start(
 
     settings = app.resolve(load_settings())
     dashboard = app.connect(settings, may_start=False, send_code=send_code)
+    if if_stopped and app.runs():
+        typer.echo("WaveFlow runs there already.")
+        return
     app.start(settings, detached=True, replace=replace)
     typer.echo(
         f"WaveFlow {release()} is running. `waveflow status` shows it, `waveflow stop` drains it."

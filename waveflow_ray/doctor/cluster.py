@@ -83,8 +83,6 @@ def _dashboard(url: str) -> Finding:
 
 
 def _service() -> Finding:
-    try:
-        app.find()
-    except app.ServiceError:
-        return GROUP.warn("service", "does not run on this cluster", "`waveflow start`")
-    return GROUP.ok("service", "runs")
+    if app.runs():
+        return GROUP.ok("service", "runs")
+    return GROUP.warn("service", "does not run on this cluster", "`waveflow start`")

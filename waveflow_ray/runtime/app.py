@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import chdir, contextmanager, nullcontext, suppress
+from contextlib import chdir, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -20,7 +21,7 @@ from waveflow_ray.aws.sqs import QueueError, queue_of
 from waveflow_ray.errors import ConfigurationError, JobError
 from waveflow_ray.release import PACKAGE
 from waveflow_ray.runtime.actors import Service, find_actors, start_actors
-from waveflow_ray.runtime.placement import WORKERS_PER_CPU
+from waveflow_ray.runtime.environment import ray_environment
 from waveflow_ray.settings import Settings
 
 LOG_WAIT_S = 5.0
@@ -28,8 +29,6 @@ SIGNAL_LOOK_S = 0.2
 READY_TIMEOUT_S = 60.0
 WARM_UP_TIMEOUT_S = 120.0
 STATUS_TIMEOUT_S = 30.0
-TASKS_SHOWN = 10_000
-"""Ended tasks that Ray keeps for its dashboard; by default it is 100,000, some 400 MB."""
 POLL_MARGIN_S = 45.0
 """A drain also waits for the last poll of the queue and for deletes."""
 
@@ -82,35 +81,41 @@ def connect(
     Raises:
         ServiceError: there is no cluster to join.
     """
+    if settings.ray_address or not may_start:
+        return join(settings.ray_address or "auto", send_code=send_code)
+    os.environ.pop("RAY_ADDRESS", None)
+    cpus = num_cpus or os.cpu_count() or 1
+    for name, value in ray_environment(cpus, settings.reporters + 1).items():
+        os.environ.setdefault(name, value)
+    os.environ.update(settings.variables)  # a `.env` is not in the reporters' environment
+    return _init(
+        address="local",  # also where another cluster runs on this machine
+        num_cpus=num_cpus,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=settings.dashboard_port,
+    )
+
+
+def join(address: str, *, send_code: bool = False) -> str:
+    """Join a running cluster; see `connect`.
+
+    Args:
+        address: host and port, or "auto" for the one on this machine.
+    """
+    # A cluster that `ray.init` started asks for a token; show it if there is one.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    if not send_code:
+        return _init(address=address)
+    # Workers look for code in the folder of this process first, even before that which was sent.
+    with chdir("/"):
+        return _init(address=address, runtime_env={"py_modules": [str(PACKAGE)]})
+
+
+def _init(**options: Any) -> str:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    common: dict[str, Any] = {
-        "runtime_env": {"py_modules": [str(PACKAGE)]} if send_code else None,
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-    }
     try:
-        if settings.ray_address or not may_start:
-            # A cluster that `ray.init` started asks for a token; show it if there is one.
-            maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-            # Ray has workers look for code in the folder of this process first, even before that
-            # which was sent.
-            with chdir("/") if send_code else nullcontext():
-                context = ray.init(address=settings.ray_address or "auto", **common)
-        else:
-            os.environ.pop("RAY_ADDRESS", None)
-            actors = settings.reporters + 1  # Ray counts them among the workers
-            kept = WORKERS_PER_CPU * (num_cpus or os.cpu_count() or 1) + actors
-            os.environ.setdefault("RAY_num_workers_soft_limit", str(kept))
-            os.environ.setdefault("RAY_task_events_max_num_task_in_gcs", str(TASKS_SHOWN))
-            os.environ.update(settings.variables)  # a `.env` is not in the reporters' environment
-            context = ray.init(
-                address="local",  # also where another cluster runs on this machine
-                num_cpus=num_cpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                dashboard_port=settings.dashboard_port,
-                **common,
-            )
+        context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise ServiceError(
             "There is no Ray cluster to join. Start one with `ray start --head`, name one in "
@@ -138,10 +143,7 @@ def start(settings: Settings, *, detached: bool, replace: bool = False) -> Servi
         ConfigurationError: the reporters know other secrets.
     """
     timeout_s = READY_TIMEOUT_S
-    old = None
-    if replace:
-        with suppress(ServiceError):
-            old = find()
+    old = find() if replace and runs() else None
     if old is not None:
         timeout_s += WARM_UP_TIMEOUT_S + settings.drain_timeout_s + POLL_MARGIN_S
     service = None
@@ -169,6 +171,14 @@ def _in_charge(service: Service) -> bool:
         return not status(service)["draining"]
     except ray.exceptions.RayError:
         return False
+
+
+def runs() -> bool:
+    """Whether there is a service on the connected cluster."""
+    with suppress(ServiceError):
+        find()
+        return True
+    return False
 
 
 def find() -> Service:

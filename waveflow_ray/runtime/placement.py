@@ -61,9 +61,6 @@ CELLS_AHEAD = 2
 """Cells of a mix that wait while so many run: no CPU waits for the reduce to send the next."""
 LIGHT_PER_CPU = 2
 """Light jobs at a time: they mostly wait for S3, but each needs a process of its own."""
-WORKERS_PER_CPU = LIGHT_PER_CPU + 1
-"""Worker processes that a node keeps while they are idle. Ray keeps as many as there are CPUs and
-ends the others after a second; then every mix, which takes one more, would start a process."""
 HEAVY_QUEUED = 2
 """Heavy tasks beyond what fits: no CPU waits for the ingress, and the autoscaler sees demand."""
 TRIES = 2

@@ -1,0 +1,63 @@
+"""How many CPUs a backlog needs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from waveflow_ray.runtime.demand import Backlog, Costs, cpus_needed
+
+TARGET_S = 60.0
+
+
+def learnt(**cpu_s: float) -> Costs:
+    """Costs after many jobs of each kind in turn."""
+    costs = Costs()
+    for _ in range(500):
+        for kind, seconds in cpu_s.items():
+            costs.learn(kind, seconds)
+    return costs
+
+
+def test_nothing_to_do_needs_no_cpu() -> None:
+    """So that the cluster can shrink to the head."""
+    assert cpus_needed(Backlog({}, 0, 0.0), Costs(), TARGET_S) == 0
+
+
+def test_the_backlog_is_shared_out_over_the_target() -> None:
+    """1,200 CPU seconds within 60 s are the work of 20 CPUs, wherever the jobs are."""
+    costs = learnt(analysis=0.5)
+    in_hand, queued = Backlog({"analysis": 2400}, 0, 0.0), Backlog({}, 2400, 0.0)
+    assert cpus_needed(in_hand, costs, TARGET_S) == 20
+    assert cpus_needed(queued, costs, TARGET_S) == 20
+
+
+def test_what_is_queued_is_taken_for_what_came_before() -> None:
+    """Nobody knows the kind of a message that is not received yet."""
+    costs = learnt(hash=0.01, mix=10.0)
+    assert costs.of("hash") == pytest.approx(0.01, abs=1e-6)
+    assert costs.mean == pytest.approx(5.0, rel=0.1)
+
+
+def test_a_late_backlog_needs_more_at_once() -> None:
+    """Half the time is left for the same work; a quarter at the least, however late it is."""
+    costs = learnt(analysis=1.0)
+    assert cpus_needed(Backlog({}, 600, 30.0), costs, TARGET_S) == 20
+    assert cpus_needed(Backlog({}, 600, 1e6), costs, TARGET_S) == 40
+
+
+@given(
+    st.dictionaries(st.sampled_from(["hash", "analysis", "mix", "health"]), st.integers(0, 1000)),
+    st.integers(0, 100_000),
+    st.floats(0, 1e6),
+    st.floats(1, 3600),
+)
+def test_more_to_do_never_needs_less(
+    in_hand: dict[str, int], queued: int, age_s: float, target_s: float
+) -> None:
+    """One message more, or a little older: at least as many CPUs."""
+    costs = Costs()
+    now = cpus_needed(Backlog(in_hand, queued, age_s), costs, target_s)
+    assert cpus_needed(Backlog(in_hand, queued + 1, age_s), costs, target_s) >= now >= 0
+    assert cpus_needed(Backlog(in_hand, queued, age_s + 1), costs, target_s) >= now
