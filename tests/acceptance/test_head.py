@@ -90,7 +90,7 @@ def redis() -> Iterator[dict[str, str]]:
     "with_redis", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "with Redis"]
 )
 def test_no_job_is_lost_with_the_head(world: World, tmp_path: Path, with_redis: bool) -> None:
-    """Ray and the service are started again by themselves, with Redis or without. SQS keeps jobs."""
+    """Ray and the service start again by themselves, with Redis or without; SQS keeps jobs."""
     if with_redis and shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed")
     for key, sound in (("head/a.wav", music(2.0)), ("head/b.wav", music(3.0, seed=1))):

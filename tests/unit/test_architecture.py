@@ -28,6 +28,7 @@ LAYERS = (
 WITHOUT_RAY = (
     "node",
     "node.keeper",
+    "node.releases",
     "node.sessions",
     "node.spot",
     "runtime.courier",
@@ -41,6 +42,7 @@ WITHOUT_RAY = (
 
 WITH_ENVIRONMENT = {
     "settings": "reads it, for all",
+    "cli.node": "sets where Python finds a release",
     "node.keeper": "sets what Ray reads",
     "runtime.app": "sets what Ray reads",
     "local.aws": "sets what boto3 reads",

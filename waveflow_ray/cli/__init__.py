@@ -69,7 +69,7 @@ def main() -> None:
         _fail(str(error.code), error.message + (f" ({error.detail})" if error.detail else ""), 1)
     except Exception as error:
         # Told apart by name: importing them would import Ray and boto3 for every command.
-        if type(error).__name__ not in ("ServiceError", "QueueError"):
+        if type(error).__name__ not in ("ServiceError", "QueueError", "ReleaseError"):
             raise
         _fail("Error", str(error), 1)
 

@@ -99,6 +99,33 @@ def _up_in_background(ray_arguments: list[str], folder: Path) -> int:
 
 
 @app.command()
+def release(
+    wheel: Annotated[Path, typer.Argument(help="Of the version to run from now on.")],
+    folder: Folder = HOME,
+) -> None:
+    """Have a new version take over the service, on all nodes; on the head only.
+
+    The wheel is unpacked here and its code sent to the nodes. The old service goes on until the new
+    one has made itself ready, then drains. If the new one does not come up, nothing changes.
+
+    Example:
+
+      waveflow node release waveflow_ray-0.2.0-py3-none-any.whl
+    """
+    from waveflow_ray.node.keeper import Place
+    from waveflow_ray.node.releases import unpack, use
+
+    place = Place(folder.expanduser().absolute())
+    unpacked = unpack(wheel, place.folder / "releases")
+    start = [sys.executable, "-m", "waveflow_ray", "start", "--replace", "--send-code"]
+    code = {"PYTHONPATH": str(unpacked)}
+    done = subprocess.run(start, cwd=place.folder, env=os.environ | code, check=False)
+    if done.returncode:
+        raise typer.Exit(done.returncode)
+    use(unpacked, place.release)
+
+
+@app.command()
 def down(folder: Folder = HOME) -> None:
     """End what `up` started here: Ray, and with it what ran on this node.
 

@@ -111,7 +111,7 @@ class Keeper:
         deadline = time.monotonic() + RAY_TIMEOUT_S
         while STARTED not in self._printed():
             if not self._ray_lives() or time.monotonic() > deadline:
-                self._tell(f"Ray did not start:\n{self._printed()[-3000:]}")
+                self._tell(f"Ray did not start:\n{self._printed()[-1500:]}")
                 end_session(self._session)
                 return
             time.sleep(LOOK_S)

@@ -25,7 +25,7 @@ def drain_this_node(deadline_s: int) -> None:
     at_ms = int((time.time() + max(0, deadline_s - DEADLINE_MARGIN_S)) * 1000)
     accepted, why = GcsClient(address=context.gcs_address).drain_node(
         context.get_node_id(),
-        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # type: ignore[attr-defined] # generated
         "the instance is taken away",
         at_ms,
     )
