@@ -80,7 +80,7 @@ class Keeper:
         self._place = place
         self._tell = tell
         self._metadata = None if self._is_head else metadata
-        self._session = 0
+        self._ray: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._service_at = 0.0  # when to start the service; infinity: it runs
         self._look_at = 0.0
@@ -95,24 +95,23 @@ class Keeper:
                 while self._ray_lives():
                     self._look_after()
                     time.sleep(LOOK_S)
-                end_session(self._session)  # nothing that is left may hold a port
+                self._end_ray()  # nothing that is left may hold a port
                 self._say("Ray ended; it is started again")
                 time.sleep(AGAIN_S)
         finally:
-            if self._session:
-                end_session(self._session)
+            self._end_ray()
             self._place.pids.unlink(missing_ok=True)
 
     def _start_ray(self) -> None:
         self._log_start = self._place.log.stat().st_size if self._place.log.exists() else 0
-        self._session = start_session(self._command, self._place.log)
-        self._place.pids.write_text(f"{os.getpid()} {self._session} {_era()}\n")
+        self._ray = start_session(self._command, self._place.log)
+        self._place.pids.write_text(f"{os.getpid()} {self._ray.pid} {_era()}\n")
         self._service_at = 0.0
         deadline = time.monotonic() + RAY_TIMEOUT_S
         while STARTED not in self._printed():
             if not self._ray_lives() or time.monotonic() > deadline:
                 self._tell(f"Ray did not start:\n{self._printed()[-1500:]}")
-                end_session(self._session)
+                self._end_ray()
                 return
             time.sleep(LOOK_S)
         self._say("Ray is up")
@@ -134,9 +133,12 @@ class Keeper:
 
     def _ray_lives(self) -> bool:
         """`ray start --block` ends when one of Ray's processes dies."""
-        with suppress(ChildProcessError):
-            os.waitpid(self._session, os.WNOHANG)
-        return psutil.pid_exists(self._session)
+        return self._ray is not None and self._ray.poll() is None
+
+    def _end_ray(self) -> None:
+        if self._ray is not None:
+            end_session(self._ray.pid)
+            self._ray.wait()
 
     def _start_service(self) -> str:
         """Why it did not start, if so."""

@@ -16,8 +16,8 @@ import psutil
 GRACE_S = 10.0
 
 
-def start_session(command: Sequence[str], log: Path) -> int:
-    """Start a command as the leader of a new session; returns its pid, which is the session's."""
+def start_session(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command as the leader of a new session, which has its pid for a name."""
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -25,7 +25,7 @@ def start_session(command: Sequence[str], log: Path) -> int:
             stdout=output,
             stderr=output,
             start_new_session=True,
-        ).pid
+        )
 
 
 def members(session: int) -> list[psutil.Process]:
