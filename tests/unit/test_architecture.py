@@ -15,7 +15,7 @@ import waveflow_ray
 
 PACKAGE = Path(waveflow_ray.__file__).parent
 LAYERS = (
-    {"", "audio", "messages", "errors", "settings", "logs", "outcomes"},
+    {"", "audio", "messages", "errors", "settings", "logs", "metrics", "outcomes"},
     {"aws", "webhooks"},
     {"jobs"},
     {"runtime"},
@@ -24,7 +24,14 @@ LAYERS = (
 )
 """Lowest first; "" is the package itself. Whoever stands higher may import what stands lower."""
 
-WITHOUT_RAY = ("runtime.ingress", "runtime.leases", "runtime.subjects", "runtime.courier")
+WITHOUT_RAY = (
+    "runtime.ingress",
+    "runtime.leases",
+    "runtime.subjects",
+    "runtime.courier",
+    "runtime.watch",
+    "metrics",
+)
 """The logic of the runtime is plain code; its neighbours bind it to Ray."""
 
 WITH_ENVIRONMENT = {

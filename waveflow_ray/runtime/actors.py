@@ -16,12 +16,15 @@ import ray
 from waveflow_ray.aws.sqs import queue_of
 from waveflow_ray.errors import ConfigurationError
 from waveflow_ray.logs import LogTail, configure_logging
+from waveflow_ray.metrics import Metrics
 from waveflow_ray.outcomes import Webhook
 from waveflow_ray.runtime.courier import Courier
-from waveflow_ray.runtime.executor import RayExecutor
+from waveflow_ray.runtime.executor import RayExecutor, alive_nodes
+from waveflow_ray.runtime.exporter import RayExporter
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.placement import ACTOR, INGRESS, REPORTER
+from waveflow_ray.runtime.watch import Watch
 from waveflow_ray.settings import SECRETS, Secrets, Settings, signing_keys
 from waveflow_ray.webhooks import Answer, Poster, Verdict
 
@@ -79,13 +82,16 @@ class IngressActor:
         self._settings = settings
         self._reporters = [ray.get_actor(name) for name in reporter_names(settings)]
         queue = await asyncio.to_thread(queue_of, settings)
-        leases = Leases(queue, settings.visibility_timeout_s)
-        courier = Courier(self._post, settings)
+        metrics = Metrics()
+        leases = Leases(queue, settings.visibility_timeout_s, metrics)
+        courier = Courier(self._post, settings, metrics=metrics)
         executor = RayExecutor(settings)
-        self._ingress = Ingress(settings, leases, executor, courier)
+        self._ingress = Ingress(settings, leases, executor, courier, metrics=metrics)
+        self._watch = Watch(self._ingress, metrics, _alive_nodes, RayExporter(metrics).flush)
         self._tasks = [
             asyncio.create_task(self._ingress.run()),
             asyncio.create_task(executor.warm_up()),
+            asyncio.create_task(self._watch.run()),
         ]
         self._tasks[0].add_done_callback(_end_if_broken)
 
@@ -98,8 +104,8 @@ class IngressActor:
         return await self._ingress.drain(timeout_s)
 
     async def status(self) -> dict[str, Any]:
-        """See `Ingress.status`; with the queue's depths."""
-        facts = await asyncio.to_thread(self._ingress.leases.queue.facts)
+        """See `Ingress.status`; with the queue's depths, which are up to 10 s old."""
+        facts = await self._watch.facts()
         queue = {"visible": facts.visible, "in_flight": facts.in_flight, "delayed": facts.delayed}
         return self._ingress.status() | {"queue": queue}
 
@@ -124,6 +130,10 @@ class IngressActor:
         except ray.exceptions.RayError as error:  # the reporter died; Ray starts it again
             return Answer(Verdict.FAULT, f"{type(error).__name__}: {error}")
         return answer
+
+
+async def _alive_nodes() -> list[dict[str, Any]]:
+    return await asyncio.to_thread(alive_nodes)
 
 
 def _end_if_broken(run: asyncio.Task[None]) -> None:
