@@ -49,7 +49,8 @@ class Webhook:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a job cost. Seconds by stage, bytes moved, seconds of audio, peak memory in MB."""
+    """What a job cost. Seconds by stage, bytes moved, seconds of audio, peak memory in MB,
+    seconds of CPU."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_in: int = 0
@@ -57,6 +58,7 @@ class Usage:
     audio_s: float = 0.0
     peak_memory_mb: float = 0.0
     node: str = ""
+    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,13 @@ class Settings(Secrets):
     max_in_flight: int = Field(
         400, ge=1, le=10_000, description="Most messages held at one time, waiting ones included."
     )
+    target_latency_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="How old a message should get at most: the autoscaler is asked for the CPUs "
+        "that it takes.",
+    )
     drain_timeout_s: float = Field(
         60.0, ge=0, le=3600, description="How long running jobs may finish after SIGTERM."
     )

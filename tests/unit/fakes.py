@@ -15,6 +15,7 @@ from unittest.mock import patch
 from waveflow_ray.aws.sqs import Message, QueueFacts
 from waveflow_ray.errors import JobError
 from waveflow_ray.messages import AnalysisJob, HashJob, Job, MixJob, envelope
+from waveflow_ray.metrics import Metrics
 from waveflow_ray.outcomes import COMPLETION, Outcome, Status, Webhook, failed, success
 from waveflow_ray.runtime import ingress, leases
 from waveflow_ray.runtime.courier import Courier
@@ -216,6 +217,10 @@ class FakeQueue:
         dlq = "memory://dead" if self.has_dlq else None
         return QueueFacts(len(self.visible), len(self.leased), 0, self.max_receives, dlq)
 
+    def dead_letters(self) -> int | None:
+        self._fail("dead_letters")
+        return len(self.buried) if self.has_dlq else None
+
     def receive(self, wait_s: int, visibility_s: int, count: int) -> list[Message]:
         self._fail("receive")
         assert 1 <= count <= 10
@@ -415,9 +420,13 @@ class Service:
         self.executor = executor or FakeExecutor()
         self.server = server or FakeServer()
         self.settings = settings_of(**settings)
-        self.leases = InlineLeases(self.queue, self.settings.visibility_timeout_s)  # type: ignore[arg-type]
-        self.courier = Courier(self.server.post, self.settings, clock=now)
-        self.ingress = Ingress(self.settings, self.leases, self.executor, self.courier)
+        self.metrics = Metrics()
+        visibility_s = self.settings.visibility_timeout_s
+        self.leases = InlineLeases(self.queue, visibility_s, self.metrics)  # type: ignore[arg-type]
+        self.courier = Courier(self.server.post, self.settings, clock=now, metrics=self.metrics)
+        self.ingress = Ingress(
+            self.settings, self.leases, self.executor, self.courier, metrics=self.metrics
+        )
         self.task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:

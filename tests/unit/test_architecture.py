@@ -15,7 +15,7 @@ import waveflow_ray
 
 PACKAGE = Path(waveflow_ray.__file__).parent
 LAYERS = (
-    {"", "audio", "messages", "errors", "settings", "logs", "outcomes", "release"},
+    {"", "audio", "messages", "errors", "settings", "logs", "metrics", "outcomes", "release"},
     {"aws", "webhooks"},
     {"jobs"},
     {"runtime"},
@@ -26,6 +26,7 @@ LAYERS = (
 """Lowest first; "" is the package itself. Whoever stands higher may import what stands lower."""
 
 WITHOUT_RAY = (
+    "metrics",
     "node",
     "node.keeper",
     "node.releases",
@@ -37,6 +38,7 @@ WITHOUT_RAY = (
     "runtime.ingress",
     "runtime.leases",
     "runtime.subjects",
+    "runtime.watch",
 )
 """The logic of the runtime is plain code, bound to Ray by others; a node's keeper stays small."""
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from waveflow_ray.outcomes import Usage
 from waveflow_ray.runtime.demand import Backlog, Costs, cpus_needed
 
 TARGET_S = 60.0
@@ -16,7 +17,7 @@ def learnt(**cpu_s: float) -> Costs:
     costs = Costs()
     for _ in range(500):
         for kind, seconds in cpu_s.items():
-            costs.learn(kind, seconds)
+            costs.learn(kind, Usage(cpu_s=seconds))
     return costs
 
 
@@ -45,6 +46,17 @@ def test_a_late_backlog_needs_more_at_once() -> None:
     costs = learnt(analysis=1.0)
     assert cpus_needed(Backlog({}, 600, 30.0), costs, TARGET_S) == 20
     assert cpus_needed(Backlog({}, 600, 1e6), costs, TARGET_S) == 40
+
+
+def test_waiting_with_a_cpu_set_aside_counts() -> None:
+    """An analysis that waits for S3 keeps its CPU from other analyses; a hash most of it not."""
+    costs = Costs()
+    usage = Usage(seconds={"queue": 50.0, "download": 2.0, "work": 1.0, "webhook": 9.0}, cpu_s=0.5)
+    for kind in ("analysis", "hash"):
+        for _ in range(500):
+            costs.learn(kind, usage)
+    assert costs.of("analysis") == pytest.approx(3.0 * 0.8)
+    assert costs.of("hash") == pytest.approx(3.0 * 0.2)
 
 
 @given(

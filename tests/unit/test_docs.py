@@ -13,6 +13,7 @@ import pytest
 import soundfile
 from typer.main import get_command
 
+from tests.prometheus import rules
 from waveflow_ray.audio.mix import mix_files
 from waveflow_ray.audio.peaks import Waveform
 from waveflow_ray.audio.spec import MixSpec, StemSpec
@@ -28,6 +29,7 @@ from waveflow_ray.messages import (
     RejectedJob,
     parse,
 )
+from waveflow_ray.metrics import TABLE
 from waveflow_ray.outcomes import Webhook, failure, success, waveform_document
 from waveflow_ray.settings import Settings
 
@@ -295,3 +297,28 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         assert other.exists(), target
         if anchor:
             assert anchor in anchors(other.read_text(encoding="utf-8")), target
+
+
+# --- metrics
+
+
+def test_the_table_of_metrics_is_the_metrics() -> None:
+    """Name, kind, labels, unit and meaning, in the same order."""
+    rows = re.findall(r"^\| `(waveflow_\w+)` \| (.+) \|$", section(OPERATIONS, "Metrics"), re.M)
+    expected = []
+    for metric in TABLE:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "–"
+        about = f"{metric.kind} | {labels} | {metric.unit} | {metric.meaning}"
+        expected.append((metric.name, about))
+    assert rows == expected
+
+
+def test_every_alert_has_a_row_that_says_what_to_do() -> None:
+    """And each alert names the section where that stands."""
+    alerts = [rule for rule in rules() if "alert" in rule]
+    text = section(OPERATIONS, "Metrics").partition("### Alerts\n")[2]
+    assert re.findall(r"^\| `(Waveflow\w+)` \|", text, re.M) == [rule["alert"] for rule in alerts]
+    for rule in alerts:
+        assert rule["annotations"].keys() == {"summary", "do", "runbook"}, rule["alert"]
+        assert rule["annotations"]["runbook"] == "docs/operations.md#alerts"
+        assert rule["labels"]["severity"] in ("warning", "critical")

@@ -24,11 +24,13 @@ from waveflow_ray.errors import ErrorCode, JobError
 @dataclass(frozen=True)
 class CellEnd:
     """The last thing that a cell yields: the index and the length in frames of each file that
-    was decoded from its start, who did the cell, and how much was read for it."""
+    was decoded from its start, who did the cell, how much was read for it, and the seconds of CPU
+    that it took in a process of its own."""
 
     frames: tuple[tuple[int, int], ...]
     node: str = ""
     bytes_read: int = 0
+    cpu_s: float = 0.0
 
 
 CellOutput = tuple[int, Window] | CellEnd

@@ -80,6 +80,7 @@ class Mixer:
     progress: Progress = lambda _done, _of: None
     cells_by_node: Counter[str] = field(init=False, default_factory=Counter)
     bytes_read: int = field(init=False, default=0)
+    cpu_s: float = field(init=False, default=0.0)
     _row_next: dict[int, int] = field(init=False)
     _columns_left: set[int] = field(init=False)
     _stem_frames: dict[int, int] = field(init=False, default_factory=dict)
@@ -103,6 +104,7 @@ class Mixer:
             self._row_next.pop(cell, None)
             self.cells_by_node[output.node] += 1
             self.bytes_read += output.bytes_read
+            self.cpu_s += output.cpu_s
         else:
             index, window = output
             self._bus.add(index, window)

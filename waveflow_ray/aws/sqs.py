@@ -95,6 +95,16 @@ class Queue:
             dlq_url=self._dlq_url,
         )
 
+    def dead_letters(self) -> int | None:
+        """How many messages the dead-letter queue holds; None if there is none.
+
+        It is known after `facts` was called once.
+        """
+        if self._dlq_url is None:
+            return None
+        facts = Queue(self.client, self._dlq_url).facts()
+        return facts.visible + facts.in_flight + facts.delayed
+
     def receive(self, wait_s: int, visibility_s: int, count: int = BATCH) -> list[Message]:
         """Long-poll for up to `count` messages and lease each for `visibility_s`."""
         with faults(self.url):

@@ -82,6 +82,7 @@ def run(job: MixJob, work: Work, render: Render, parallelism: int) -> dict[str, 
                     mixer.take(cell, output)
                 mixdown = mixer.finish()
         work.bytes_in += mixer.bytes_read
+        work.cpu_s += mixer.cpu_s
         work.audio_s = mixdown.duration
         work.notes["cells"] = dict(mixer.cells_by_node)
         with work.stage("upload"):

@@ -42,6 +42,8 @@ class Work:
         self.bytes_in = 0
         self.bytes_out = 0
         self.audio_s = 0.0
+        self.cpu_s = 0.0  # of other processes that worked for this one
+        self._cpu_began = time.process_time()
         self.notes: dict[str, Any] = {}
 
     @contextmanager
@@ -72,6 +74,7 @@ class Work:
             audio_s=self.audio_s,
             peak_memory_mb=peak_memory_mb(),
             node=platform.node(),
+            cpu_s=self.cpu_s + time.process_time() - self._cpu_began,
         )
 
 

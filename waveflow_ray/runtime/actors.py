@@ -16,13 +16,16 @@ import ray
 from waveflow_ray.aws.sqs import queue_of
 from waveflow_ray.errors import ConfigurationError
 from waveflow_ray.logs import LogTail, configure_logging
+from waveflow_ray.metrics import Metrics
 from waveflow_ray.outcomes import Webhook
 from waveflow_ray.release import release
 from waveflow_ray.runtime.courier import Courier
-from waveflow_ray.runtime.executor import RayExecutor
+from waveflow_ray.runtime.executor import RayExecutor, alive_nodes, ask_for_cpus
+from waveflow_ray.runtime.exporter import RayExporter
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.placement import ACTOR, INGRESS, NAMESPACES, REPORTER
+from waveflow_ray.runtime.watch import Watch
 from waveflow_ray.settings import SECRETS, Secrets, Settings, signing_keys
 from waveflow_ray.webhooks import Answer, Poster, Verdict
 
@@ -88,10 +91,13 @@ class IngressActor:
         self._settings = settings
         self._reporters = [ray.get_actor(name, namespace) for name in reporter_names(settings)]
         queue = await asyncio.to_thread(queue_of, settings)
-        leases = Leases(queue, settings.visibility_timeout_s)
-        courier = Courier(self._post, settings)
+        metrics = Metrics()
+        leases = Leases(queue, settings.visibility_timeout_s, metrics)
+        courier = Courier(self._post, settings, metrics=metrics)
         self._executor = RayExecutor(settings)
-        self._ingress = Ingress(settings, leases, self._executor, courier)
+        self._ingress = Ingress(settings, leases, self._executor, courier, metrics=metrics)
+        flush = RayExporter(metrics).flush
+        self._watch = Watch(self._ingress, metrics, _alive_nodes, ask_for_cpus, flush)
         self._takes_over = replaces is not None
         self._work = asyncio.create_task(self._run(replaces))
         self._work.add_done_callback(self._end_if_broken)
@@ -102,8 +108,8 @@ class IngressActor:
             await warm_up
             await _take_over(replaces, self._settings.drain_timeout_s)
             self._takes_over = False
+        self._beside = [warm_up, asyncio.create_task(self._watch.run())]
         await self._ingress.run()
-        await warm_up
 
     async def ready(self) -> None:
         """Returns when the first poll has begun. Raises why it cannot take over, if so."""
@@ -117,12 +123,14 @@ class IngressActor:
         return self._takes_over
 
     async def drain(self, timeout_s: float) -> dict[str, int]:
-        """See `Ingress.drain`."""
-        return await self._ingress.drain(timeout_s)
+        """See `Ingress.drain`. The autoscaler need not keep anything for this service then."""
+        result = await self._ingress.drain(timeout_s)
+        await ask_for_cpus(0)
+        return result
 
     async def status(self) -> dict[str, Any]:
-        """See `Ingress.status`; with the queue's depths."""
-        facts = await asyncio.to_thread(self._ingress.leases.queue.facts)
+        """See `Ingress.status`; with the queue's depths, which are up to 10 s old."""
+        facts = await self._watch.facts()
         queue = {"visible": facts.visible, "in_flight": facts.in_flight, "delayed": facts.delayed}
         return self._ingress.status() | {"queue": queue, "release": release()}
 
@@ -157,6 +165,10 @@ class IngressActor:
         except ray.exceptions.RayError as error:  # the reporter died; Ray starts it again
             return Answer(Verdict.FAULT, f"{type(error).__name__}: {error}")
         return answer
+
+
+async def _alive_nodes() -> list[dict[str, Any]]:
+    return await asyncio.to_thread(alive_nodes)
 
 
 async def _take_over(ingress_id: str, drain_timeout_s: float) -> None:

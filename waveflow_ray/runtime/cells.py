@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import platform
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -23,12 +24,16 @@ logger = logging.getLogger(__name__)
 
 def do_cell(cell: Cell, settings: Settings) -> Iterator[CellOutput | JobError]:
     """A cell of a mix, in a worker process. A JobError comes as the last item."""
+    began = time.process_time()
     try:
         with (
             time_limit(settings.job_timeout_s, hard=True),
             memory_limit(settings.job_memory_mb),
         ):
-            yield from cell_outputs(cell, Work(settings), _this_node())
+            for output in cell_outputs(cell, Work(settings), _this_node()):
+                if isinstance(output, CellEnd):
+                    output = replace(output, cpu_s=time.process_time() - began)
+                yield output
     except JobError as error:
         yield error
     except MemoryError:

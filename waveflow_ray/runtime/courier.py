@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from waveflow_ray.metrics import Metrics
 from waveflow_ray.outcomes import Webhook
 from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Answer, Verdict
@@ -88,7 +89,9 @@ class Courier:
         sleep: Sleep = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
         jitter: Jitter | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        self._metrics = metrics or Metrics()
         self._post = post
         self._settings = settings
         self._sleep = sleep
@@ -115,6 +118,9 @@ class Courier:
         while True:
             async with self.breaker.attempt():
                 answer = await self._post(webhook)
+                if not answer.repeated:
+                    verdict = answer.verdict.value
+                    self._metrics.webhook_answered(webhook.path, verdict, answer.text)
                 away = answer.verdict is Verdict.AWAY
                 others = answered_then is not None and self._answered > answered_then
                 suspect = suspect or (away and others)

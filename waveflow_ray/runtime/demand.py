@@ -10,6 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from waveflow_ray.outcomes import Usage
+
+LIGHT_CPUS, HEAVY_CPUS = 0.2, 0.8
+"""What is set aside for a job; `placement` has it from here."""
+SET_ASIDE = {"analysis": HEAVY_CPUS}
 FIRST_GUESS = {"hash": 0.05, "duplicate": 0.05, "analysis": 0.5, "mix": 5.0}
 OTHERS = 0.1
 LEARNING = 0.05
@@ -25,8 +30,10 @@ class Costs:
         self._cpu_s = dict(FIRST_GUESS)
         self._mean_cpu_s: float | None = None
 
-    def learn(self, kind: str, cpu_s: float) -> None:
-        """A job of `kind` took `cpu_s` of the CPUs that are set aside for it."""
+    def learn(self, kind: str, usage: Usage) -> None:
+        """A job ended; what it did not compute it mostly waited, with a CPU set aside for it."""
+        waited_s = sum(usage.seconds.get(stage, 0.0) for stage in ("download", "work", "upload"))
+        cpu_s = max(usage.cpu_s, waited_s * SET_ASIDE.get(kind, LIGHT_CPUS))
         self._cpu_s[kind] = _towards(self.of(kind), cpu_s)
         self._mean_cpu_s = _towards(self.mean, cpu_s)
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import psutil
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from waveflow_ray.errors import JobError, internal_error
 from waveflow_ray.messages import AnalysisJob, CleanupJob, HealthJob, Job
 from waveflow_ray.outcomes import Outcome, Webhook, failed, lost_worker
+from waveflow_ray.runtime.demand import HEAVY_CPUS
 from waveflow_ray.runtime.ingress import Slots
 from waveflow_ray.runtime.placement import (
-    HEAVY_CPUS,
     HEAVY_QUEUED,
     LIGHT_PER_CPU,
     LOST_WORKER,
@@ -110,6 +111,11 @@ class RayExecutor:
         return Slots(
             light=max(2, int(cpus * LIGHT_PER_CPU)), heavy=int(cpus / HEAVY_CPUS) + HEAVY_QUEUED
         )
+
+
+async def ask_for_cpus(count: int) -> None:
+    """Have the autoscaler, if there is one, keep at least so many CPUs."""
+    await asyncio.to_thread(request_resources, num_cpus=count)
 
 
 def alive_nodes() -> list[dict[str, Any]]:

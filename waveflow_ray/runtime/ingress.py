@@ -19,8 +19,10 @@ from typing import Any, Protocol
 from waveflow_ray.aws.sqs import BATCH, Message, QueueError, QueueFacts
 from waveflow_ray.errors import ErrorCode, internal_error
 from waveflow_ray.messages import AnalysisJob, CleanupJob, Job, MixJob, RejectedJob, parse
+from waveflow_ray.metrics import DEAD_LETTERS_WRITTEN, STAGES, Metrics
 from waveflow_ray.outcomes import Outcome, Webhook, failed
 from waveflow_ray.runtime.courier import Courier, Delivery
+from waveflow_ray.runtime.demand import Backlog, Costs
 from waveflow_ray.runtime.leases import Held, Leases
 from waveflow_ray.runtime.subjects import Line, Ticket
 from waveflow_ray.settings import Settings
@@ -34,7 +36,6 @@ LOOK_AGAIN_S = (1.0, 2.0, 4.0)
 """A missing object may be an upload that is just ending; a person is waiting, so not longer."""
 TROUBLE_PAUSE_S = 2.0
 JOBS_WHILE_AWAY = 4
-STAGES = ("queue", "download", "work", "upload", "webhook")
 SLOTS_EVERY_S = 2.0
 
 
@@ -116,7 +117,10 @@ class Ingress:
         executor: Executor,
         courier: Courier,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        metrics: Metrics | None = None,
     ) -> None:
+        self.metrics = metrics or Metrics()
+        self.costs = Costs()
         self.settings = settings
         self.leases = leases
         self.executor = executor
@@ -198,16 +202,30 @@ class Ingress:
         held: dict[str, Counter[str]] = {}
         for job in self.leases.held.values():
             held.setdefault(job.job.kind, Counter())[job.stage] += 1
+        now = time.monotonic()
         return {
             "ready": self.ready.is_set(),
             "draining": self.draining,
             "main_server_away": not self.courier.breaker.closed.is_set(),
+            "oldest_age_s": max((now - job.sent for job in self.leases.held.values()), default=0.0),
             "in_flight": {kind: dict(stages) for kind, stages in held.items()},
             "done": dict(self.counts),
             "leases_lost": dict(self.leases.lost),
             "webhook_retries": self.courier.retries,
             "slots": {"light": self._light.size, "heavy": self._heavy.size},
         }
+
+    def backlog(self, queued: int) -> Backlog:
+        """What waits for CPUs, with `queued` messages in the queue.
+
+        While the main server is away, nothing of it does: nothing could be reported.
+        """
+        if self.draining or not self.courier.breaker.closed.is_set():
+            return Backlog({}, 0, 0.0)
+        todo = [held for held in self.leases.held.values() if held.stage in ("waiting", "running")]
+        now = time.monotonic()
+        ages_s = (now - held.sent for held in todo if held.stage == "waiting")
+        return Backlog(Counter(held.job.kind for held in todo), queued, max(ages_s, default=0.0))
 
     async def _first_facts(self) -> QueueFacts:
         while True:
@@ -276,7 +294,7 @@ class Ingress:
             held.stage = "waiting"
             async with pool.one():
                 held.stage = "running"
-                queue_s = queue_s or held.message.age_s + time.monotonic() - held.received
+                queue_s = queue_s or time.monotonic() - held.sent
                 outcome = await self._attempt(job, again=held.receives > 1)
             outcome.usage.seconds["queue"] = queue_s
             missing = outcome.error and outcome.error.code is ErrorCode.OBJECT_NOT_FOUND
@@ -308,6 +326,7 @@ class Ingress:
     async def _give_back(self, held: Held, outcome: Outcome) -> None:
         delay_s = self._retry_delay_s(held)
         self.counts["retried"] += 1
+        self.metrics.job_retried(held.job.kind, outcome)
         self._log(held, outcome, None, "job will be tried again", {"again_in_s": delay_s})
         await self.leases.release([held], delay_s)
 
@@ -336,8 +355,11 @@ class Ingress:
                 self._log(held, outcome, delivery, "job not reported: no dead-letter queue")
                 return
             self.counts["dead_letters"] += buried
+            self.metrics.add(DEAD_LETTERS_WRITTEN, buried, letter[0])
         self.leases.finish(held, remember_job=letter is None)
         self.counts[f"{held.job.kind}:{outcome.status}"] += 1
+        self.metrics.job_ended(held.job.kind, outcome, time.monotonic() - held.sent)
+        self.costs.learn(held.job.kind, outcome.usage)
         self._log(held, outcome, delivery, "job")
 
     def _dead_letter(

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 
 from waveflow_ray.aws.sqs import BATCH, Message, Queue, QueueError
 from waveflow_ray.messages import Job
+from waveflow_ray.metrics import LEASES_LOST, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Held:
     expires: float
     stage: Stage = "waiting"
     task: asyncio.Task[None] | None = None
+    sent: float = 0.0  # as `received`: seconds of the monotonic clock
 
     @property
     def message(self) -> Message:
@@ -82,14 +84,16 @@ class Leases:
     Args:
         queue: blocking; its calls run in threads of this object's own.
         visibility_s: the lease of a message, renewed at a third of it.
+        metrics: told of renewals and lost leases.
     """
 
-    def __init__(self, queue: Queue, visibility_s: int) -> None:
+    def __init__(self, queue: Queue, visibility_s: int, metrics: Metrics | None = None) -> None:
         self.queue = queue
         self.visibility_s = visibility_s
         self.held: dict[str, Held] = {}
         self.finished = Memory()
         self.lost: Counter[str] = Counter()
+        self._metrics = metrics or Metrics()
         self._numbers = 0
         # A renewal under way must not undo a release that comes after it.
         self._changing = asyncio.Lock()
@@ -118,6 +122,7 @@ class Leases:
             return None
         self._numbers += 1
         held = Held(job, {message.id: message}, self._numbers, now, now + self.visibility_s)
+        held.sent = now - message.age_s
         self.held[fingerprint] = held
         return held
 
@@ -194,6 +199,7 @@ class Leases:
         await asyncio.gather(
             *(renew_batch(handles[i : i + BATCH]) for i in range(0, len(handles), BATCH))
         )
+        self._metrics.leases_renewed(len(handles) - len(lost) - len(failed), len(lost), len(failed))
         now = time.monotonic()
         for held in list(self.held.values()):
             mine = [handle for handle in held.handles if owners.get(handle) is held]
@@ -201,6 +207,7 @@ class Leases:
                 held.expires = started + self.visibility_s
             elif mine and (all(handle in lost for handle in mine) or now > held.expires):
                 self.lost[held.job.kind] += 1
+                self._metrics.add(LEASES_LOST, 1, held.job.kind)
                 logger.warning(
                     "lease lost", extra={"fields": {"job_id": held.job.job_id, "stage": held.stage}}
                 )

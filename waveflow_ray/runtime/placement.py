@@ -17,13 +17,13 @@ from typing import Any
 
 import ray
 
+from waveflow_ray.runtime.demand import HEAVY_CPUS, LIGHT_CPUS
+
 NAMESPACES = ("waveflow", "waveflow-b")
 """Of the actors. One is in use; the other is for the next version while it takes over."""
 INGRESS = "ingress"
 REPORTER = "reporter-"
 
-LIGHT_CPUS = 0.2
-HEAVY_CPUS = 0.8
 # A worker is renewed after so many jobs, against leaks in what decodes. A new one costs over a
 # second of CPU: after 100 hash jobs that would be more than the jobs themselves.
 LIGHT: dict[str, Any] = {
