@@ -47,7 +47,8 @@ class Account:
     def client(self, service: str, **credentials: str) -> Any:
         """A client of boto3's; of whoever may do everything, without credentials."""
         who = credentials or {"aws_access_key_id": "all", "aws_secret_access_key": "all"}
-        return boto3.client(service, region_name=REGION, endpoint_url=self.endpoint, **who)
+        session = boto3.Session(region_name=REGION)  # not the default one, which a test may watch
+        return session.client(service, endpoint_url=self.endpoint, **who)
 
     def as_role(self, role: str) -> dict[str, str]:
         """Credentials of a session of a role of the stack."""
