@@ -132,12 +132,17 @@ def test_alarms_are_told_if_there_is_an_address() -> None:
 # --- roles
 
 
+IMAGES = f"arn:aws:ecr:{REGION}:123456789012:repository/waveflow"
+UBUNTU = f"arn:aws:ssm:{REGION}::parameter/aws/service/canonical/ubuntu"
 ALLOWED = [
     ("WorkerRole", "s3:ListBucket", BUCKET, {}),
     ("WorkerRole", "s3:DeleteObject", f"{BUCKET}/songs/a.wav", {}),
     ("WorkerRole", "sqs:ReceiveMessage", JOBS, {}),
     ("WorkerRole", "sqs:SendMessage", f"{JOBS}-dead", {}),
+    ("WorkerRole", "ecr:BatchGetImage", IMAGES, {}),
     ("HeadRole", "sqs:DeleteMessage", JOBS, {}),
+    ("HeadRole", "ssm:GetParameters", f"{UBUNTU}/server/24.04/stable/current/x/ami-id", {}),
+    ("DeployRole", "ecr:PutImage", IMAGES, {}),
     ("HeadRole", "ec2:RunInstances", f"{EC2}instance/i-0", NEW),
     ("HeadRole", "ec2:TerminateInstances", f"{EC2}instance/i-0", OWN),
     ("HeadRole", "iam:PassRole", f"{ROLE}waveflow-worker", TO_EC2),
@@ -155,6 +160,10 @@ DENIED = [
     ("WorkerRole", "s3:DeleteObjectVersion", f"{BUCKET}/songs/a.wav", {}),
     ("WorkerRole", "s3:PutLifecycleConfiguration", BUCKET, {}),
     ("WorkerRole", "s3:PutBucketPolicy", BUCKET, {}),
+    ("WorkerRole", "ecr:PutImage", IMAGES, {}),
+    ("WorkerRole", "ecr:BatchGetImage", f"{IMAGES}-2", {}),
+    ("HeadRole", "ecr:PutImage", IMAGES, {}),
+    ("HeadRole", "ssm:GetParameters", f"arn:aws:ssm:{REGION}:123456789012:parameter/ours", {}),
     ("WorkerRole", "ec2:RunInstances", f"{EC2}instance/i-0", NEW),
     ("WorkerRole", "ec2:DescribeInstances", "*", {"aws:RequestedRegion": REGION}),
     ("WorkerRole", "iam:PassRole", f"{ROLE}waveflow-worker", TO_EC2),
@@ -204,7 +213,8 @@ def test_no_role_has_a_wildcard(role: str) -> None:
     for statement in STACK.policy_of(role):
         assert not [action for action in statement["Action"] if "*" in action]
         if statement["Resource"] == "*":
-            assert all(action.startswith("ec2:Describe") for action in statement["Action"])
+            unbound = ("ec2:Describe", "ecr:GetAuthorizationToken")
+            assert all(action.startswith(unbound) for action in statement["Action"])
 
 
 def test_only_the_named_runs_of_the_repository_get_the_role() -> None:
