@@ -34,7 +34,8 @@ RUN which rsync ssh > /dev/null \
      && rm -rf /var/lib/apt/lists/*)
 RUN getent passwd 1000 > /dev/null \
  || useradd --create-home --shell /bin/bash --uid 1000 --gid users ray
-RUN install -d -o 1000 -g users /var/cache/numba && install -d -m 700 -o 1000 -g users /home/ray/.ray
+RUN install -d -o 1000 -g users /var/cache/numba \
+ && install -d -o 1000 -g users -m 700 /home/ray/.ray
 # Ray reads HOME from here, and mounts files below it.
 ENV HOME=/home/ray \
     NUMBA_CACHE_DIR=/var/cache/numba \
@@ -51,8 +52,6 @@ RUN --mount=type=bind,from=wheel,source=/build/wheel,target=/wheel \
 
 USER 1000
 RUN python -m waveflow_ray.audio.warm
-# With a read-only root it is a volume of its own that holds them, filled with what is here.
-VOLUME /var/cache/numba
 
 # Heavier than a ping: once a minute is enough. Nodes without settings have other means, or none.
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s CMD ["waveflow", "health"]
