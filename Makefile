@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+IMAGE ?= waveflow:local
 
-.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix fuzz chaos soak lock clean
+.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix fuzz chaos soak image lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -55,6 +56,15 @@ fuzz: $(STAMP) ## 500 damaged files of every format, and a table of what comes o
 
 chaos: $(STAMP) ## thousands of jobs while everything is killed and every answer may fail; a table
 	$(BIN)/python -m tests.chaos
+
+image: ## the container image, by docker, podman or buildah; ENGINE=, IMAGE=, BASE=, CPU=, EXTRAS= and SOURCE= change how
+	@engine="$(ENGINE)"; test -n "$$engine" || for engine in docker podman buildah none; do \
+		$$engine info > /dev/null 2>&1 && break; done; \
+	if test "$$engine" = none; then echo "docker, podman or buildah is needed" >&2; exit 1; fi; \
+	test "$$engine" = docker || format="--format docker"; \
+	set -x; $$engine build $$format -t $(IMAGE) $(foreach name,BASE CPU EXTRAS SOURCE,\
+		$(if $($(name)),--build-arg $(name)=$($(name)))) \
+		--build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' waveflow_ray/__init__.py) .
 
 lock: ## pin the newest versions anew
 	$(PYTHON) -m venv $(VENV)-lock

@@ -1,7 +1,8 @@
 """Inner loops of a mix, compiled: one pass over memory each, whatever the number of steps.
 
 Importing this takes numba's 0.6 s and 65 MB, so only what mixes does. The first call of a
-function compiles it, unless an earlier process has left the result in numba's cache.
+function compiles it, unless an earlier process has left the result in numba's cache, as
+`waveflow_ray.audio.warm` does when an image is built.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def compiled(function: F) -> F:
     """`numba.njit`, cached on disk, without the GIL; typed as the function itself."""
-    return cast(F, numba.njit(cache=True, nogil=True)(function))
+    try:
+        return cast(F, numba.njit(cache=True, nogil=True)(function))
+    except RuntimeError:  # no folder for the cache can be written: every process compiles anew
+        return cast(F, numba.njit(nogil=True)(function))
 
 
 @compiled

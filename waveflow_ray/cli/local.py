@@ -21,6 +21,17 @@ def local(
         Path, typer.Option(help="File that gets one JSON line per webhook received.")
     ] = Path("webhooks.jsonl"),
     num_cpus: Annotated[int | None, typer.Option(help="CPUs for Ray; all by default.")] = None,
+    service: Annotated[
+        bool,
+        typer.Option(
+            "--service/--no-service",
+            help="Without it only S3, SQS and the main server; the service runs elsewhere.",
+        ),
+    ] = True,
+    host: Annotated[
+        str,
+        typer.Option(help="For --no-service: the address to listen on; 0.0.0.0 in a container."),
+    ] = "127.0.0.1",
 ) -> None:
     """Run the service with S3, SQS and a main server, all on this machine. Ctrl-C ends it.
 
@@ -31,9 +42,14 @@ def local(
       waveflow local
 
       waveflow local --webhook-url http://localhost:3000/webhooks
-    """
-    from waveflow_ray.local.stack import run_local
 
+      waveflow local --no-service --aws-port 5000 --receiver-port 3000
+    """
+    from waveflow_ray.local.stack import run_local, run_neighbours
+
+    if not service:
+        run_neighbours(receiver_port, aws_port, host, journal)
+        return
     run_local(receiver_port, aws_port, webhook_url, journal, num_cpus)
 
 

@@ -21,6 +21,7 @@ QUEUE = "waveflow-jobs"
 DEAD_LETTERS = "waveflow-jobs-dead"
 MAX_RECEIVES = 10
 START_TIMEOUT_S = 30.0
+LOOPBACK = "127.0.0.1"
 
 
 class LocalAws:
@@ -28,11 +29,16 @@ class LocalAws:
 
     ``with LocalAws() as aws`` sets the AWS variables of this process, so that everything it
     starts (Ray's workers too) talks to the server.
+
+    Args:
+        port: 0 takes a free one; `endpoint` tells.
+        host: the address to listen on.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, host: str = LOOPBACK) -> None:
+        self.host = host
         self.port = port or free_port()
-        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.endpoint = f"http://{LOOPBACK}:{self.port}"
         self.queue_url = ""
         self.dlq_url = ""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
@@ -52,7 +58,7 @@ class LocalAws:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+            [sys.executable, "-m", "moto.server", "-H", self.host, "-p", str(self.port)],
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,  # Ctrl-C is for the service, which still needs the queue
@@ -119,6 +125,6 @@ class LocalAws:
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from aiohttp import web
 
+from waveflow_ray.local.aws import LOOPBACK
 from waveflow_ray.messages import AnalysisJob, DuplicateJob, Job, MixJob, envelope
 from waveflow_ray.outcomes import COMPLETION, HASH_CHECK, MIXING_COMPLETE
 
@@ -50,16 +51,22 @@ class MainServer:
         send: queues a message body.
         journal: a file that gets one JSON line per webhook.
         port: 0 takes a free one; `url` tells.
+        host: the address to listen on.
     """
 
     def __init__(
-        self, send: Callable[[str], object], journal: Path | None = None, port: int = 0
+        self,
+        send: Callable[[str], object],
+        journal: Path | None = None,
+        port: int = 0,
+        host: str = LOOPBACK,
     ) -> None:
         self.url = ""
         self.received: list[Received] = []
         self._send = send
         self._journal = journal
         self._port = port
+        self._host = host
         self._db = sqlite3.connect(":memory:", check_same_thread=False)
         self._db.executescript(SCHEMA)
         self._lock = threading.Lock()
@@ -105,9 +112,9 @@ class MainServer:
         # As Node's HTTP server: idle connections are closed after 5 s.
         runner = web.AppRunner(app, keepalive_timeout=5.0, access_log=None)
         self._loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "127.0.0.1", self._port)
+        site = web.TCPSite(runner, self._host, self._port)
         self._loop.run_until_complete(site.start())
-        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        self.url = f"http://{LOOPBACK}:{runner.addresses[0][1]}"
         self._started.set()
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())

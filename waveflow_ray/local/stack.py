@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import ray
 
 from waveflow_ray.aws.clients import sqs_client
 from waveflow_ray.aws.sqs import Queue, queue_of
-from waveflow_ray.local.aws import REGION, LocalAws
+from waveflow_ray.local.aws import LOOPBACK, REGION, LocalAws
 from waveflow_ray.local.server import MainServer
 from waveflow_ray.runtime import app
 from waveflow_ray.runtime.actors import Service
@@ -35,6 +37,20 @@ class Stack:
 
 
 @contextmanager
+def neighbours(
+    receiver_port: int = 0,
+    aws_port: int = 0,
+    journal: Path | None = None,
+    host: str = LOOPBACK,
+) -> Iterator[tuple[LocalAws, MainServer]]:
+    """Start what the service talks to: S3 and SQS, and a main server; on leaving, end them."""
+    with LocalAws(aws_port, host) as aws:
+        queue = Queue(sqs_client(REGION, aws.endpoint), aws.queue_url)
+        with MainServer(queue.send, journal, receiver_port, host) as server:
+            yield aws, server
+
+
+@contextmanager
 def local_stack(
     *,
     receiver_port: int = 0,
@@ -51,9 +67,7 @@ def local_stack(
         overrides: settings, by field name.
     """
     with ExitStack() as cleanup:
-        aws = cleanup.enter_context(LocalAws(aws_port))
-        queue = Queue(sqs_client(REGION, aws.endpoint), aws.queue_url)
-        server = cleanup.enter_context(MainServer(queue.send, journal, receiver_port))
+        aws, server = cleanup.enter_context(neighbours(receiver_port, aws_port, journal))
         settings = load_settings(
             _env_file=None,
             aws_endpoint_url=aws.endpoint,
@@ -96,3 +110,16 @@ def run_local(
         print("     waveflow enqueue hash songs/drums.wav --stage-id my-stage")
         print("Ctrl-C drains and ends it.\n", flush=True)
         app.run_until_signal(stack.service, stack.settings, lambda line: print(line, flush=True))
+
+
+def run_neighbours(receiver_port: int, aws_port: int, host: str, journal: Path) -> None:
+    """`waveflow local --no-service`: what a service elsewhere talks to, until a signal."""
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    with neighbours(receiver_port, aws_port, journal, host) as (aws, server):
+        for name, value in (aws.env | {"WEBHOOK_URL": server.url}).items():
+            print(f"export {name}={value}")
+        print(f"Webhooks are written to {journal}", flush=True)
+        ended.wait()
