@@ -389,6 +389,29 @@ def test_what_cannot_be_measured_is_absent_and_logged_once(
     assert [record.message for record in caplog.records].count("not measured") == 1
 
 
+def test_while_sqs_hangs_the_rest_is_measured() -> None:
+    """Else the gauges would vanish, and an alert tell of an ingress that is gone."""
+
+    async def scenario() -> None:
+        async with Service() as service:
+            flushes: list[None] = []
+            watch = watched(service, [HEAD], lambda: flushes.append(None))
+            plain_call = service.leases.call
+
+            async def hangs(function: Any, *args: object) -> Any:
+                if function == service.queue.facts:
+                    await asyncio.sleep(3600)
+                return await plain_call(function, *args)
+
+            service.leases.call = hangs  # type: ignore[method-assign] # SQS does not answer
+            await watch_for(watch, 30.5)
+            assert len(flushes) == 31
+            assert levels(service.metrics, NODES)
+            assert levels(service.metrics, DEAD_LETTERS)
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("node", "kind"),
     [

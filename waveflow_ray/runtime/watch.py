@@ -31,10 +31,10 @@ from waveflow_ray.runtime.ingress import Ingress
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
-QUEUE_EVERY = 10
-"""In looks. A question to SQS is a billed request; these are 300,000 a month, some 12 cents."""
-DEAD_LETTERS_EVERY = 60
-NODES_EVERY = 10
+QUEUE_EVERY_S = 10.0
+"""A question to SQS is billed; these and the next are 300,000 a month, some 12 cents."""
+DEAD_LETTERS_EVERY_S = 60.0
+NODES_EVERY_S = 10.0
 
 Nodes = Callable[[], Awaitable[list[dict[str, Any]]]]
 
@@ -69,18 +69,14 @@ class Watch:
         """Watch until cancelled. Whatever fails here costs the service nothing."""
         self._metrics.set(BUILD_INFO, 1, __version__)
         self._metrics.set(START_TIME, time.time())
-        looks = 0
-        while True:
-            if looks % QUEUE_EVERY == 0:
-                await self._guarded(QUEUE_MESSAGES, self._look_at_queue)
-            if looks % DEAD_LETTERS_EVERY == 0:
-                await self._guarded(DEAD_LETTERS, self._look_at_dead_letters)
-            if looks % NODES_EVERY == 0:
-                await self._guarded(NODES, self._look_at_nodes)
-            await self._guarded(CPUS_WANTED, self._look_at_backlog)
-            await self._guarded(IN_HAND, self._look_at_jobs)
-            await asyncio.sleep(LOOK_EVERY_S)
-            looks += 1
+        # Each by itself: while SQS hangs, the others go on.
+        await asyncio.gather(
+            self._every(QUEUE_EVERY_S, QUEUE_MESSAGES, self._look_at_queue),
+            self._every(DEAD_LETTERS_EVERY_S, DEAD_LETTERS, self._look_at_dead_letters),
+            self._every(NODES_EVERY_S, NODES, self._look_at_nodes),
+            self._every(LOOK_EVERY_S, CPUS_WANTED, self._look_at_backlog),
+            self._every(LOOK_EVERY_S, IN_HAND, self._look_at_jobs),
+        )
 
     async def facts(self) -> QueueFacts:
         """The queue's depths as last seen; asks if they never were."""
@@ -89,18 +85,22 @@ class Watch:
         assert self.queue is not None
         return self.queue
 
-    async def _guarded(self, metric: Metric, look: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await look()
-        except Exception as error:
-            self._metrics.forget(metric)
-            if metric not in self._failing:  # once, not every second
-                self._failing.add(metric)
-                unexpected = None if isinstance(error, QueueError) else error
-                fields = {"metric": metric.name, "cause": str(error)}
-                logger.warning("not measured", extra={"fields": fields}, exc_info=unexpected)
-        else:
-            self._failing.discard(metric)
+    async def _every(
+        self, interval_s: float, metric: Metric, look: Callable[[], Awaitable[None]]
+    ) -> None:
+        while True:
+            try:
+                await look()
+            except Exception as error:
+                self._metrics.forget(metric)
+                if metric not in self._failing:  # once, not every time
+                    self._failing.add(metric)
+                    unexpected = None if isinstance(error, QueueError) else error
+                    fields = {"metric": metric.name, "cause": str(error)}
+                    logger.warning("not measured", extra={"fields": fields}, exc_info=unexpected)
+            else:
+                self._failing.discard(metric)
+            await asyncio.sleep(interval_s)
 
     async def _look_at_queue(self) -> None:
         leases = self._ingress.leases
@@ -110,6 +110,7 @@ class Watch:
         self._metrics.set(QUEUE_MESSAGES, facts.delayed, "delayed")
 
     async def _look_at_dead_letters(self) -> None:
+        await self._ingress.ready.wait()  # then it is known where they are
         leases = self._ingress.leases
         count = await leases.call(leases.queue.dead_letters)
         if count is not None:
