@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix fuzz chaos soak lock clean
+.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix fuzz chaos soak lab lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ fuzz: $(STAMP) ## 500 damaged files of every format, and a table of what comes o
 
 chaos: $(STAMP) ## thousands of jobs while everything is killed and every answer may fail; a table
 	$(BIN)/python -m tests.chaos
+
+lab: $(STAMP) ## `ray up` of the cluster file on hosts in namespaces of this machine; needs root
+	$(BIN)/python -m pytest -m lab tests/lab
 
 lock: ## pin the newest versions anew
 	$(PYTHON) -m venv $(VENV)-lock
