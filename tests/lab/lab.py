@@ -10,12 +10,10 @@ import ctypes
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -151,6 +149,11 @@ class Lab:
         """
         shell = ["bash", "-c", f"cd {REPOSITORY}; {command}"]
         return self._run(self._inside(), self.operator_env, shell, timeout_s)
+
+    def shell(self) -> None:
+        """A shell of the operator, at this terminal, until it is left."""
+        variables = [f"{name}={value}" for name, value in self.operator_env.items()]
+        subprocess.run([*self._inside(), "env", "-i", *variables, "bash"], check=False)
 
     def node(
         self, instance: str, command: str, *, user: str | None = None, timeout_s: float = 120.0

@@ -19,9 +19,9 @@ from tests.lab.lab import GATEWAY, Lab, why_not
 from tests.lab.traffic import Batch, Ledger, Sizes, make_batch
 from tests.support import Receiver, receiver, wait_until
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 """For everything that is waited for: far more than it takes."""
 MIXED = Sizes()
 MORE = Sizes(hashes=0, analyses=0, duplicates=0, mixes=12, bad=0)
@@ -74,7 +74,9 @@ class Cluster:
     def settle(self, ledger: Ledger, *, repeats: bool = False) -> None:
         """All jobs have ended, each once and right, and no message is left."""
         wait_until(lambda: not ledger.unfinished(), PATIENCE_S, lambda: self.explain(ledger), 0.3)
-        wait_until(lambda: self.account.left() == (0, 0), 60, lambda: self.explain(ledger), 0.3)
+        wait_until(
+            lambda: self.account.left() == (0, 0), PATIENCE_S, lambda: self.explain(ledger), 0.3
+        )
         assert ledger.wrongs(repeats=repeats) == []
 
     def explain(self, ledger: Ledger) -> str:

@@ -73,10 +73,11 @@ def make_batch(account: Account, name: str, sizes: Sizes, seed: int = 1) -> Batc
     for sound, content in sounds.items():
         bucket.put(f"{name}/{sound}", content, "audio/wav")
     stems = {
-        f"{name}/long-{n}.mp3": encoded(music(sizes.mix_s, seed=n), format="MP3") for n in range(3)
+        f"{name}/long-{n}.flac": encoded(music(sizes.mix_s, seed=n), format="FLAC")
+        for n in range(3)
     }
     for key, content in stems.items():
-        bucket.put(key, content, "audio/mpeg")
+        bucket.put(key, content, "audio/flac")
     bucket.put(f"{name}/no.wav", b"no sound at all " * 50, "audio/wav")
     small = [random.Random(f"{name}-{n}").randbytes(5000) for n in range(SMALL)]
     for number, content in enumerate(small):
