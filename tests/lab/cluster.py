@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +14,18 @@ from tests.lab.lab import REPOSITORY, Lab
 from waveflow_ray.aws.s3 import Bucket
 from waveflow_ray.aws.sqs import Queue
 
-PROJECT = REPOSITORY / "ray-cluster.yaml"
-STAND_IN = REPOSITORY / "tests/lab/stand-in.yaml"
+CLUSTER_FILE = REPOSITORY / "ray-cluster.yaml"
+PLAIN_AMI = REPOSITORY / "cluster/plain-ami"
 TEMPLATE = REPOSITORY / "cluster/cloudformation.yaml"
 STACK = "waveflow"
+MAX_WORKERS = 3
+"""As many as a small machine bears."""
 IDLE_MINUTES = 0.5
 """Less, and on a busy machine workers are ended before they get their first job: for Ray, a host
 is idle from its start."""
 NODE_ENV = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN_PATH": "~/.waveflow/auth_token",
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "AUTOSCALER_NODE_SSH_INTERVAL_S": "1",
     # A host that vanished is missed within 10 s.
@@ -36,6 +42,7 @@ SETTINGS = {
     "WEBHOOK_MAX_PAUSE_S": "1",
     "RETRY_DELAY": "1",
     "DRAIN_TIMEOUT_S": "20",
+    "TARGET_LATENCY_S": "10",
 }
 SETUP = (
     "initialization_commands",
@@ -48,21 +55,27 @@ SETUP = (
 
 def project_config() -> dict[str, Any]:
     """The cluster file as it is in the repository."""
-    path = PROJECT if PROJECT.exists() else STAND_IN
-    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    config: dict[str, Any] = yaml.safe_load(CLUSTER_FILE.read_text())
     return config
 
 
-def lab_config(config: dict[str, Any], image: str) -> dict[str, Any]:
-    """The same for the lab: its image, no Docker, nothing to install, and less patience."""
-    kept = {name: value for name, value in config.items() if name != "docker"}
-    kept |= {name: [] for name in SETUP}  # left out, Ray would put its own there
+def lab_config(config: dict[str, Any], image: str, settings: str) -> dict[str, Any]:
+    """The variant without Docker; with the lab's image, nothing to install, and less patience."""
+    plain = runpy.run_path(str(PLAIN_AMI))["plain"](config)
     types = {
-        name: {key: value for key, value in kind.items() if key != "docker"}
-        | {"node_config": kind["node_config"] | {"ImageId": image}}
-        for name, kind in config["available_node_types"].items()
+        name: kind | {"node_config": kind["node_config"] | {"ImageId": image}}
+        for name, kind in plain["available_node_types"].items()
     }
-    return kept | {"available_node_types": types, "idle_timeout_minutes": IDLE_MINUTES}
+    return (
+        plain
+        | {name: [] for name in SETUP}  # left out, Ray would put its own there
+        | {
+            "available_node_types": types,
+            "file_mounts": {path: settings for path in plain["file_mounts"]},
+            "idle_timeout_minutes": IDLE_MINUTES,
+            "max_workers": MAX_WORKERS,
+        }
+    )
 
 
 @dataclass
@@ -94,16 +107,16 @@ def deploy(lab: Lab) -> Account:
 
 
 def write(lab: Lab, config: dict[str, Any], settings: dict[str, str]) -> str:
-    """Write the lab's cluster file, and the settings beside it; returns its path."""
+    """Write the lab's cluster file, and the folder of settings that it names; returns its path."""
     image = lab.client("ec2").register_image(Name="lab", RootDeviceName="/dev/sda1")["ImageId"]
+    folder = lab.folder / "settings"
+    folder.mkdir()
     lines = [f"{name}={value}\n" for name, value in (SETTINGS | settings).items()]
-    (lab.folder / "waveflow.env").write_text("".join(lines))
-    mounts = {
-        remote: str(lab.folder / "waveflow.env") if remote.endswith("waveflow.env") else local
-        for remote, local in config.get("file_mounts", {}).items()
-    }
+    (folder / ".env").write_text("".join(lines))
+    (folder / "auth_token").write_text(secrets.token_hex(32))
+    (folder / "auth_token").chmod(0o600)
     path = lab.folder / "ray-cluster.yaml"
-    path.write_text(yaml.safe_dump(lab_config(config, image) | {"file_mounts": mounts}))
+    path.write_text(yaml.safe_dump(lab_config(config, image, str(folder)), sort_keys=False))
     return str(path)
 
 

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import boto3
+from botocore.config import Config
 
 from tests.lab.account import PORT
 from tests.support import wait_until
@@ -139,6 +140,7 @@ class Lab:
             endpoint_url=ENDPOINT,
             aws_access_key_id="lab",
             aws_secret_access_key="lab",
+            config=Config(max_pool_connections=32),
         )
 
     def operator(self, command: str, timeout_s: float = 300.0) -> str:

@@ -51,6 +51,7 @@ HostKey /etc/ssh/lab_host_key
 UsePAM no
 PasswordAuthentication no
 PidFile none
+LogLevel ERROR
 END
 
 name=ip-${ADDRESS//./-}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import random
@@ -62,20 +63,23 @@ class Batch:
         self.expected[f"msg_{parse(body, 'm').fingerprint[:32]}"] = Expected(path, fields)
 
 
+@functools.cache
+def sound(kind: str, seconds: float, seed: int) -> bytes:
+    """A file of music; the same each time."""
+    return encoded(music(seconds, seed=seed), format=kind)
+
+
 def make_batch(account: Account, name: str, sizes: Sizes, seed: int = 1) -> Batch:
     """Put the audio into the bucket and write the messages; all is of the name given."""
     bucket, batch = account.bucket, Batch()
     sounds = {
-        "a.wav": encoded(music(3.0)),
-        "b.flac": encoded(music(4.0, seed=1), format="FLAC"),
-        "c.mp3": encoded(music(5.0, seed=2), format="MP3"),
+        "a.wav": sound("WAV", 3.0, 0),
+        "b.flac": sound("FLAC", 4.0, 1),
+        "c.mp3": sound("MP3", 5.0, 2),
     }
-    for sound, content in sounds.items():
-        bucket.put(f"{name}/{sound}", content, "audio/wav")
-    stems = {
-        f"{name}/long-{n}.flac": encoded(music(sizes.mix_s, seed=n), format="FLAC")
-        for n in range(3)
-    }
+    for file, content in sounds.items():
+        bucket.put(f"{name}/{file}", content, "audio/wav")
+    stems = {f"{name}/long-{n}.flac": sound("FLAC", sizes.mix_s, n) for n in range(3)}
     for key, content in stems.items():
         bucket.put(key, content, "audio/flac")
     bucket.put(f"{name}/no.wav", b"no sound at all " * 50, "audio/wav")
@@ -97,9 +101,9 @@ def make_batch(account: Account, name: str, sizes: Sizes, seed: int = 1) -> Batc
         batch.add(text, "/hash-check", status="hash_generated", audio_hash=digest, userId=str(n))
     names = itertools.cycle(sounds)
     for n in range(sizes.analyses):  # of the stems that are hashed: one webhook at a time
-        sound = next(names)
-        digest = hashlib.sha256(sounds[sound]).hexdigest()
-        text = body(AnalysisJob, n, stemId=f"{name}-{n}", filepath=f"{name}/{sound}")
+        file = next(names)
+        digest = hashlib.sha256(sounds[file]).hexdigest()
+        text = body(AnalysisJob, n, stemId=f"{name}-{n}", filepath=f"{name}/{file}")
         batch.add(text, "/completion", status="SUCCESS", audio_data_hash=digest, num_peaks=4000)
     for n in range(sizes.duplicates):
         key = f"{name}/pair/{n}/b"
