@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tests.lab.cluster import NODE_ENV, deploy, project_config, write
-from tests.lab.lab import GATEWAY, Lab, why_not
+from tests.lab.cluster import deploy, open_lab, project_config, write
+from tests.lab.lab import GATEWAY, why_not
 from tests.support import receiver
 
 
@@ -15,7 +15,7 @@ def main() -> int:
         print(reason, file=sys.stderr)
         return 1
     config = project_config()
-    lab = Lab(config["provider"]["region"], config["auth"]["ssh_user"], NODE_ENV)
+    lab = open_lab(config)
     with lab, receiver(host=GATEWAY) as main_server:
         account = deploy(lab)
         path = write(lab, config, account.settings | {"WEBHOOK_URL": main_server.url})

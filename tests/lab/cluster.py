@@ -23,9 +23,7 @@ MAX_WORKERS = 3
 IDLE_MINUTES = 0.5
 """Less, and on a busy machine workers are ended before they get their first job: for Ray, a host
 is idle from its start."""
-NODE_ENV = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN_PATH": "~/.waveflow/auth_token",
+IMPATIENCE = {
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "AUTOSCALER_NODE_SSH_INTERVAL_S": "1",
     # A host that vanished is missed within 10 s.
@@ -57,6 +55,16 @@ def project_config() -> dict[str, Any]:
     """The cluster file as it is in the repository."""
     config: dict[str, Any] = yaml.safe_load(CLUSTER_FILE.read_text())
     return config
+
+
+def open_lab(config: dict[str, Any]) -> Lab:
+    """The lab for a cluster file; not entered yet."""
+    user = config["auth"]["ssh_user"]
+    token = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": f"/home/{user}/.waveflow/auth_token",
+    }
+    return Lab(config["provider"]["region"], user, IMPATIENCE | token)
 
 
 def lab_config(config: dict[str, Any], image: str, settings: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ open, and the test process holds the other end.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -31,9 +32,10 @@ def main(folder: Path) -> None:
             stderr=log,
             preexec_fn=_die_with_parent,
         )
-    (folder / "out/pid").write_text(str(only_child(outer.pid)))
-    threading.Thread(target=_kill_when_left, args=(outer,), daemon=True).start()
-    outer.wait()
+    init = only_child(outer.pid)
+    (folder / "out/pid").write_text(str(init))
+    threading.Thread(target=_kill_when_left, args=(init,), daemon=True).start()
+    outer.wait()  # which waits for pid 1 of the lab, and that for all its processes
     MemoryLimits(folder.name).remove()
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -53,9 +55,10 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _kill_when_left(outer: subprocess.Popen[bytes]) -> None:
+def _kill_when_left(init: int) -> None:
     sys.stdin.buffer.read()
-    os.kill(outer.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(init, signal.SIGKILL)
 
 
 if __name__ == "__main__":

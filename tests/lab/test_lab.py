@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.chaos import feeding
-from tests.lab.cluster import MAX_WORKERS, NODE_ENV, Account, deploy, project_config, write
+from tests.lab.cluster import MAX_WORKERS, Account, deploy, open_lab, project_config, write
 from tests.lab.conftest import TIMES
 from tests.lab.lab import GATEWAY, Lab, why_not
 from tests.lab.traffic import Batch, Ledger, Sizes, make_batch
@@ -127,7 +127,7 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(reason)
     config = project_config()
     clock = Clock()
-    lab = Lab(config["provider"]["region"], config["auth"]["ssh_user"], NODE_ENV)
+    lab = open_lab(config)
     with lab, receiver(host=GATEWAY) as main_server:
         account = deploy(lab)
         path = write(lab, config, account.settings | {"WEBHOOK_URL": main_server.url})
