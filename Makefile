@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 IMAGE ?= waveflow:local
 
-.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix fuzz chaos soak image lock clean
+.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix fuzz chaos soak lab image lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ fuzz: $(STAMP) ## 500 damaged files of every format, and a table of what comes o
 
 chaos: $(STAMP) ## thousands of jobs while everything is killed and every answer may fail; a table
 	$(BIN)/python -m tests.chaos
+
+lab: $(STAMP) ## `ray up` of the cluster file on hosts in namespaces of this machine; needs root
+	$(BIN)/python -m pytest -m lab tests/lab
 
 image: ## the container image, by docker, podman or buildah; ENGINE=, IMAGE=, BASE=, CPU=, EXTRAS= and SOURCE= change how
 	@engine="$(ENGINE)"; test -n "$$engine" || for engine in docker podman buildah none; do \

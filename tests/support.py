@@ -111,8 +111,8 @@ class Receiver:
 
 
 @contextmanager
-def receiver(**options: Any) -> Iterator[Receiver]:
-    """A running `Receiver`."""
+def receiver(host: str = "127.0.0.1", **options: Any) -> Iterator[Receiver]:
+    """A running `Receiver`, at an address of this machine."""
     state = Receiver(**options)
 
     class Handler(BaseHTTPRequestHandler):
@@ -149,8 +149,8 @@ def receiver(**options: Any) -> Iterator[Receiver]:
         def handle_error(self, *_: Any) -> None:
             pass  # a client that goes away in mid-answer is what some tests are about
 
-    server = Server(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    server = Server((host, 0), Handler)
+    state.url = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
