@@ -19,8 +19,9 @@ from waveflow_ray.logs import LogTail, configure_logging
 from waveflow_ray.metrics import Metrics
 from waveflow_ray.outcomes import Webhook
 from waveflow_ray.release import release
+from waveflow_ray.runtime.autoscaler import ask_for_cpus
 from waveflow_ray.runtime.courier import Courier
-from waveflow_ray.runtime.executor import RayExecutor, alive_nodes, ask_for_cpus
+from waveflow_ray.runtime.executor import RayExecutor, alive_nodes
 from waveflow_ray.runtime.exporter import RayExporter
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases

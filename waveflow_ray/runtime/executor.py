@@ -8,7 +8,6 @@ from typing import Any
 
 import psutil
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from waveflow_ray.errors import JobError, internal_error
@@ -111,11 +110,6 @@ class RayExecutor:
         return Slots(
             light=max(2, int(cpus * LIGHT_PER_CPU)), heavy=int(cpus / HEAVY_CPUS) + HEAVY_QUEUED
         )
-
-
-async def ask_for_cpus(count: int) -> None:
-    """Have the autoscaler, if there is one, keep at least so many CPUs."""
-    await asyncio.to_thread(request_resources, num_cpus=count)
 
 
 def alive_nodes() -> list[dict[str, Any]]:

@@ -36,6 +36,8 @@ QUEUE_EVERY_S = 10.0
 DEAD_LETTERS_EVERY_S = 60.0
 NODES_EVERY_S = 10.0
 
+ASK_AGAIN_S = 10.0
+
 Nodes = Callable[[], Awaitable[list[dict[str, Any]]]]
 
 
@@ -62,6 +64,7 @@ class Watch:
         self._nodes = nodes
         self._ask_for_cpus = ask_for_cpus
         self._asked_for: int | None = None
+        self._ask_again = 0.0
         self._flush = flush
         self._failing: set[Metric] = set()
 
@@ -127,9 +130,11 @@ class Watch:
         target_s = ingress.settings.target_latency_s
         cpus = cpus_needed(ingress.backlog(queued), ingress.costs, target_s)
         self._metrics.set(CPUS_WANTED, cpus)
-        if cpus != self._asked_for:
+        now = time.monotonic()
+        again = cpus > 0 and now >= self._ask_again  # spot instances may have been refused
+        if cpus != self._asked_for or again:
             await self._ask_for_cpus(cpus)
-            self._asked_for = cpus
+            self._asked_for, self._ask_again = cpus, now + ASK_AGAIN_S
 
     async def _look_at_jobs(self) -> None:
         state, metrics = self._ingress.status(), self._metrics
