@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ import numpy as np
 import psutil
 import soundfile as sf
 
+from waveflow_ray import __version__
 from waveflow_ray.aws.clients import s3_client, sqs_client
 from waveflow_ray.aws.s3 import Bucket
 from waveflow_ray.aws.sqs import Queue
 from waveflow_ray.local.aws import BUCKET, REGION, LocalAws
+from waveflow_ray.release import PACKAGE
 
 HEAD = """
 import ray
@@ -56,6 +59,28 @@ def encoded(samples: np.ndarray, rate: int = 44100, **how: Any) -> bytes:
         for start in range(0, len(samples), 65536):
             file.write(samples[start : start + 65536])
     return buffer.getvalue()
+
+
+def make_wheel(folder: Path, version: str) -> Path:
+    """This code as a wheel of another version."""
+    path = folder / f"waveflow_ray-{version}-py3-none-any.whl"
+    info = f"waveflow_ray-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in PACKAGE.rglob("*"):
+            if file.is_file() and file.suffix not in (".pyc", ".nbi", ".nbc"):
+                name = file.relative_to(PACKAGE.parent)
+                text = file.read_text(encoding="utf-8")
+                if name.name == "__init__.py" and len(name.parts) == 2:
+                    text = text.replace(f'"{__version__}"', f'"{version}"')
+                archive.writestr(str(name), text)
+        archive.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: waveflow-ray\nVersion: {version}\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return path
 
 
 @dataclass

@@ -40,7 +40,6 @@ SETTINGS = {
     "WEBHOOK_MAX_PAUSE_S": "1",
     "RETRY_DELAY": "1",
     "DRAIN_TIMEOUT_S": "20",
-    "TARGET_LATENCY_S": "5",
     "TARGET_LATENCY_S": "10",
 }
 SETUP = (

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from tests.lab.cluster import MAX_WORKERS, Account, deploy, open_lab, project_co
 from tests.lab.conftest import TIMES
 from tests.lab.lab import GATEWAY, Lab, why_not
 from tests.lab.traffic import Batch, Ledger, Sizes, make_batch
-from tests.support import Receiver, receiver, wait_until
+from tests.support import Receiver, make_wheel, receiver, wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
@@ -266,6 +269,25 @@ def test_ray_up_again_after_everything_died_on_the_head(cluster: Cluster) -> Non
     TIMES.append(
         ("workers before that, and those of them after it", f"{len(before)}, {len(before & after)}")
     )
+
+
+def test_a_new_version_takes_over_under_load(cluster: Cluster, tmp_path: Path) -> None:
+    """cluster/deploy, while mixes are in hand: none is lost, none is told of twice."""
+    ledger = cluster.ledger()
+    wheel = make_wheel(tmp_path, "9.9.9")
+    command = f"cluster/deploy --config {cluster.path} {wheel}"
+    clock = Clock()
+    with ThreadPoolExecutor(1) as threads:
+        deploy = threads.submit(cluster.lab.operator, command, PATIENCE_S)
+        cluster.mixes_until(ledger, deploy.done)
+        assert "WaveFlow 9.9.9+" in deploy.result()
+    clock.note("cluster/deploy")
+    cluster.settle(ledger)
+    times = sorted(got.ended for got in cluster.main_server.accepted)
+    gap_s = max(after - before for before, after in pairwise(times))
+    TIMES.append(("longest time without a webhook meanwhile", f"{gap_s:6.1f} s"))
+    said = cluster.lab.operator(f"cluster/waveflow --config {cluster.path} status")
+    assert "9.9.9+" in said
 
 
 def test_without_spot_capacity_workers_are_on_demand(cluster: Cluster) -> None:
