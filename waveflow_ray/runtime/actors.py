@@ -8,7 +8,9 @@ import os
 import socket
 import time
 import zlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,17 +19,25 @@ from waveflow_ray.aws.sqs import queue_of
 from waveflow_ray.errors import ConfigurationError
 from waveflow_ray.logs import LogTail, configure_logging
 from waveflow_ray.outcomes import Webhook
+from waveflow_ray.runtime.batches import Batches, LostError
 from waveflow_ray.runtime.courier import Courier
 from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
-from waveflow_ray.runtime.placement import ACTOR, INGRESS, REPORTER
+from waveflow_ray.runtime.placement import (
+    ACTOR,
+    IN_A_POST,
+    INGRESS,
+    POSTS_AT_A_TIME,
+    REPORTER,
+)
 from waveflow_ray.settings import SECRETS, Secrets, Settings, signing_keys
 from waveflow_ray.webhooks import Answer, Poster, Verdict
 
 logger = logging.getLogger(__name__)
 
 LOG_LOOK_S = 0.1
+PATIENCE_S = 0.05
 
 
 class ReporterActor:
@@ -42,6 +52,7 @@ class ReporterActor:
     def __init__(self, settings: Settings, fingerprint: str) -> None:
         configure_logging(settings.log_level, settings.log_format)
         secrets = Secrets(_env_file=None)  # a `.env` where Ray runs may be for something else
+        self._sent: dict[str, asyncio.Task[Answer]] = {}
         self._trouble = "" if secrets.fingerprint == fingerprint else _other_secrets()
         secret, token = secrets.webhook_secret, secrets.webhook_token
         self._poster = Poster(
@@ -56,7 +67,29 @@ class ReporterActor:
         return self._trouble
 
     async def post(self, webhook: Webhook) -> Answer:
-        """Send a webhook once; see `Poster.post`."""
+        """Send a webhook once; see `Poster.post`. If `post_some` did not wait for its answer, this
+        does."""
+        answer = await self._sending(webhook)
+        self._sent.pop(webhook.id, None)
+        return answer
+
+    async def post_some(self, webhooks: Sequence[Webhook]) -> list[Answer | None]:
+        """Send webhooks, each once. None for those that are not answered within a moment: nobody
+        waits for the slow answer to another's webhook. `post` asks for those."""
+        sending = [self._sending(webhook) for webhook in webhooks]
+        await asyncio.wait(sending, timeout=PATIENCE_S)
+        answers = [task.result() if task.done() else None for task in sending]
+        for webhook, answer in zip(webhooks, answers, strict=True):
+            if answer is not None:
+                self._sent.pop(webhook.id, None)
+        return answers
+
+    def _sending(self, webhook: Webhook) -> asyncio.Task[Answer]:
+        if webhook.id not in self._sent:
+            self._sent[webhook.id] = asyncio.create_task(self._send(webhook))
+        return self._sent[webhook.id]
+
+    async def _send(self, webhook: Webhook) -> Answer:
         if self._trouble:
             return Answer(Verdict.AWAY, self._trouble)
         return await self._poster.post(webhook)
@@ -78,6 +111,10 @@ class IngressActor:
         configure_logging(settings.log_level, settings.log_format, tail=self._tail)
         self._settings = settings
         self._reporters = [ray.get_actor(name) for name in reporter_names(settings)]
+        self._posts = [
+            Batches(partial(self._post_some, index), IN_A_POST, POSTS_AT_A_TIME)
+            for index in range(len(self._reporters))
+        ]
         queue = await asyncio.to_thread(queue_of, settings)
         leases = Leases(queue, settings.visibility_timeout_s)
         courier = Courier(self._post, settings)
@@ -119,11 +156,22 @@ class IngressActor:
     async def _post(self, webhook: Webhook) -> Answer:
         index = zlib.crc32(webhook.subject.encode()) % len(self._reporters)
         try:
-            post: Any = self._reporters[index].post.options(name=webhook.path)
-            answer: Answer = await post.remote(webhook)
-        except ray.exceptions.RayError as error:  # the reporter died; Ray starts it again
-            return Answer(Verdict.FAULT, f"{type(error).__name__}: {error}")
+            answer = await self._posts[index].do(webhook)
+            if answer is None:
+                post: Any = self._reporters[index].post.options(name=webhook.path)
+                answer = await post.remote(webhook)
+        except (LostError, ray.exceptions.RayError) as error:  # it died; Ray starts it again
+            return Answer(Verdict.FAULT, str(error))
         return answer
+
+    async def _post_some(
+        self, index: int, webhooks: Sequence[Webhook]
+    ) -> AsyncIterator[list[tuple[int, Answer | None]]]:
+        """Webhooks of one reporter in one call; see `Batches`."""
+        paths = {webhook.path for webhook in webhooks}
+        name = paths.pop() if len(paths) == 1 else "webhooks"
+        post: Any = self._reporters[index].post_some.options(name=name)
+        yield list(enumerate(await post.remote(webhooks)))
 
 
 def _end_if_broken(run: asyncio.Task[None]) -> None:

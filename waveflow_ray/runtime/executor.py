@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import psutil
@@ -11,26 +12,39 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from waveflow_ray.errors import JobError, internal_error
-from waveflow_ray.messages import AnalysisJob, CleanupJob, HealthJob, Job
+from waveflow_ray.messages import (
+    AnalysisJob,
+    CleanupJob,
+    DuplicateJob,
+    HashJob,
+    HealthJob,
+    Job,
+)
 from waveflow_ray.outcomes import Outcome, Webhook, failed, lost_worker
+from waveflow_ray.runtime.batches import Batches, LostError
 from waveflow_ray.runtime.ingress import Slots
+from waveflow_ray.runtime.light import Do, Forget, Keep, LightWork, Result
 from waveflow_ray.runtime.placement import (
     HEAVY_CPUS,
     HEAVY_QUEUED,
+    IN_A_TASK,
     LIGHT_PER_CPU,
     LOST_WORKER,
     TRIES,
 )
 from waveflow_ray.runtime.tasks import (
-    forget_task,
+    alone_task,
     heavy_task,
-    keep_task,
     light_task,
+    together_task,
     warm_up_task,
 )
 from waveflow_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+KEEPING = "keep"
+"""Name of tasks that keep or forget webhooks."""
 
 
 class RayExecutor:
@@ -39,47 +53,81 @@ class RayExecutor:
     def __init__(self, settings: Settings) -> None:
         self._settings_ref = ray.put(settings)
         self._cpus = 1
+        self._light: Batches[LightWork, Result] = Batches(self._send, IN_A_TASK)
 
     async def run(self, job: Job, *, again: bool) -> Outcome:
-        """One attempt; started again at once if the worker or its node died, but only once."""
-        task = heavy_task if isinstance(job, AnalysisJob) else light_task
-        nodes = await asyncio.to_thread(cluster_nodes) if isinstance(job, HealthJob) else None
+        """One attempt; started again at once if the worker or its node died, but only once.
+
+        With others in its worker it has none of the blame: then it is started again alone.
+        """
         error: Exception = RuntimeError("not started")
-        for _ in range(TRIES):
-            ref = task.options(name=job.kind).remote(
-                job, self._settings_ref, self._cpus, nodes, again
-            )
+        alone, tries = False, 0
+        while tries < TRIES:
             try:
-                outcome: Outcome = await ref
-                return outcome
-            except asyncio.CancelledError:
-                ray.cancel(ref, force=True)
-                raise
+                if isinstance(job, HashJob | DuplicateJob):
+                    outcome = await self._light.do(Do(job, again), alone=alone)
+                    if isinstance(outcome, Outcome):
+                        return outcome
+                    alone = True
+                    continue
+                return await self._task_of(job, again=again)
+            except LostError as lost:
+                error, tries, alone = lost.cause, tries + lost.alone, True
             except ray.exceptions.RayError as lost:
-                error = lost
-                fields = {"job_id": job.job_id, "cause": type(lost).__name__}
-                logger.warning("a worker was lost", extra={"fields": fields})
+                error, tries = lost, tries + 1
+            fields = {"job_id": job.job_id, "cause": type(error).__name__}
+            logger.warning("a worker was lost", extra={"fields": fields})
         if isinstance(error, LOST_WORKER):
             return failed(job, lost_worker(job, TRIES))
         return failed(job, internal_error(f"{type(error).__name__}: {str(error)[:500]}"))
 
+    async def _task_of(self, job: Job, *, again: bool) -> Outcome:
+        task = heavy_task if isinstance(job, AnalysisJob) else light_task
+        nodes = await asyncio.to_thread(cluster_nodes) if isinstance(job, HealthJob) else None
+        ref = task.options(name=job.kind).remote(job, self._settings_ref, self._cpus, nodes, again)
+        outcome: Outcome = await _stopped_if_cancelled(ref)
+        return outcome
+
+    async def _send(self, group: Sequence[LightWork]) -> AsyncIterator[list[tuple[int, Result]]]:
+        """Do light work as one task; see `Batches`."""
+        kinds = {work.job.kind if isinstance(work, Do) else KEEPING for work in group}
+        name = kinds.pop() if len(kinds) == 1 else "light"
+        if len(group) == 1:
+            ref = alone_task.options(name=name).remote(group[0], self._settings_ref)
+            yield [(0, await _stopped_if_cancelled(ref))]
+            return
+        results = together_task.options(name=name).remote(group, self._settings_ref)
+        try:
+            async for some in results:
+                yield await some
+        except asyncio.CancelledError:
+            ray.cancel(results, force=True)
+            raise
+
     async def keep(self, webhook: Webhook) -> Webhook:
         """See `keep`; where that cannot be had, the webhook as it is."""
-        try:
-            kept: Webhook = await keep_task.options(name="keep").remote(webhook, self._settings_ref)
-        except (JobError, ray.exceptions.RayError) as error:
-            fields = {"webhook_id": webhook.id, "cause": str(error)[:500]}
-            logger.warning("a webhook was not kept", extra={"fields": fields})
-            return webhook
-        return kept
+        kept = await self._note(Keep(webhook), "a webhook was not kept")
+        return kept if isinstance(kept, Webhook) else webhook
 
     async def forget(self, webhook: Webhook) -> None:
         """See `forget`."""
-        try:
-            await forget_task.options(name="forget").remote(webhook, self._settings_ref)
-        except (JobError, ray.exceptions.RayError) as error:
-            fields = {"webhook_id": webhook.id, "cause": str(error)[:500]}
-            logger.warning("a webhook was not forgotten", extra={"fields": fields})
+        await self._note(Forget(webhook), "a webhook was not forgotten")
+
+    async def _note(self, work: Keep | Forget, trouble: str) -> Result:
+        """Change what is kept; a trouble is logged."""
+        result: Result | LostError = None
+        for alone in (False, True):
+            try:
+                result = await self._light.do(work, alone=alone)
+            except LostError as lost:
+                result = lost
+            if isinstance(result, Webhook):
+                return result
+            if isinstance(result, JobError):
+                break
+        fields = {"webhook_id": work.webhook.id, "cause": str(result)[:500]}
+        logger.warning(trouble, extra={"fields": fields})
+        return None
 
     async def warm_up(self) -> None:
         """Start a worker for every CPU there is, so that the first jobs find them ready."""
@@ -107,9 +155,18 @@ class RayExecutor:
         resources = await asyncio.to_thread(ray.cluster_resources)
         cpus = resources.get("CPU", 0.0)
         self._cpus = max(1, int(cpus))
-        return Slots(
-            light=max(2, int(cpus * LIGHT_PER_CPU)), heavy=int(cpus / HEAVY_CPUS) + HEAVY_QUEUED
-        )
+        tasks = max(2, int(cpus * LIGHT_PER_CPU))
+        self._light.resize(tasks)
+        return Slots(light=tasks * IN_A_TASK, heavy=int(cpus / HEAVY_CPUS) + HEAVY_QUEUED)
+
+
+async def _stopped_if_cancelled(ref: Any) -> Any:
+    """The result of a task, which ends with whoever waits for it."""
+    try:
+        return await ref
+    except asyncio.CancelledError:
+        ray.cancel(ref, force=True)
+        raise
 
 
 def alive_nodes() -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 | piece                        | placed                                                        |
 | ---------------------------- | ------------------------------------------------------------- |
 | Ingress, Reporter            | no CPU of their own, restarted for ever                       |
-| hash, duplicate, maintenance | light: a fifth of a CPU                                       |
+| hash, duplicate, maintenance | light: a fifth of a CPU; several jobs in a task               |
 | analysis, a mix's cells      | heavy: four fifths of a CPU, so light jobs always find room   |
 | a mix's reduce               | light: it waits for its cells most of the time                |
 
@@ -29,6 +29,11 @@ LIGHT: dict[str, Any] = {
     "max_calls": 5000,
     "num_cpus": LIGHT_CPUS,
     "memory": 150 * 2**20,
+}
+TOGETHER: dict[str, Any] = {
+    **LIGHT,
+    "max_calls": 500,  # of ten jobs each
+    "num_returns": "streaming",
 }
 HEAVY: dict[str, Any] = {
     "max_retries": 0,
@@ -58,7 +63,13 @@ CELLS_PER_MIX = 8
 CELLS_AHEAD = 2
 """Cells of a mix that wait while so many run: no CPU waits for the reduce to send the next."""
 LIGHT_PER_CPU = 2
-"""Light jobs at a time: they mostly wait for S3, but each needs a process of its own."""
+"""Light tasks at a time."""
+IN_A_TASK = 10
+"""Light jobs in a task, at most: they mostly wait for S3, and a task costs more than a job."""
+IN_A_POST = 20
+"""Webhooks in a call of a reporter, at most."""
+POSTS_AT_A_TIME = 2
+"""Calls of a reporter under way together, but for those that wait for a slow answer."""
 WORKERS_PER_CPU = LIGHT_PER_CPU + 1
 """Worker processes that a node keeps while they are idle. Ray keeps as many as there are CPUs and
 ends the others after a second; then every mix, which takes one more, would start a process."""
