@@ -24,7 +24,15 @@ LAYERS = (
 )
 """Lowest first; "" is the package itself. Whoever stands higher may import what stands lower."""
 
-WITHOUT_RAY = ("runtime.ingress", "runtime.leases", "runtime.subjects", "runtime.courier")
+WITHOUT_RAY = (
+    "runtime.ingress",
+    "runtime.leases",
+    "runtime.subjects",
+    "runtime.courier",
+    "runtime.batches",
+    "runtime.light",
+    "runtime.outbox",
+)
 """The logic of the runtime is plain code; its neighbours bind it to Ray."""
 
 WITH_ENVIRONMENT = {

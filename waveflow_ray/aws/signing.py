@@ -30,6 +30,11 @@ def query_string(parameters: Sequence[tuple[str, str]]) -> str:
     return "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted(parameters))
 
 
+def encoded_path(key: str) -> str:
+    """The path of an object, as it is sent and signed."""
+    return "/" + quote(key, safe="/-._~")
+
+
 def signed(
     method: str,
     path: str,

@@ -18,13 +18,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import quote, unquote_plus, urlsplit
+from urllib.parse import unquote_plus, urlsplit
 from xml.etree import ElementTree
 
 from botocore.exceptions import BotoCoreError, ReadTimeoutError, ResponseStreamingError
 from botocore.httpsession import get_cert_path
 
-from waveflow_ray.aws.signing import Keys, query_string, signed
+from waveflow_ray.aws.signing import Keys, encoded_path, query_string, signed
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -63,6 +63,7 @@ class Body:
         self._connection = connection
         self._sums = sums
         self._keep = keep
+        self._kept = False
 
     def iter_chunks(self, chunk_size: int) -> Iterator[bytes]:
         """Pieces of at most so many bytes."""
@@ -74,18 +75,21 @@ class Body:
                 for digest in digests.values():
                     digest.update(chunk)
                 yield chunk
+            if self._response.length:
+                return  # it was cut short: whoever reads knows how long it should be
+            found = {name: digest.digest() for name, digest in digests.items()}
+            found["CRC32"] = crc.to_bytes(4, "big")
+            for name, expected in self._sums.items():
+                if base64.b64encode(found[name]).decode() != expected:
+                    raise ResponseStreamingError(error=f"its {name} is not {expected}")
+            self._keep(self._connection)
+            self._kept = True
         except TimeoutError as error:
             raise ReadTimeoutError(endpoint_url="S3", error=error) from error
         except (OSError, HTTPException) as error:
             raise ResponseStreamingError(error=error) from error
-        if self._response.length:
-            return  # it was cut short: whoever reads knows how long it should be
-        found = {name: digest.digest() for name, digest in digests.items()}
-        found["CRC32"] = crc.to_bytes(4, "big")
-        for name, expected in self._sums.items():
-            if base64.b64encode(found[name]).decode() != expected:
-                raise ResponseStreamingError(error=f"its {name} is not {expected}")
-        self._keep(self._connection)
+        finally:
+            self.close()
 
     def read(self) -> bytes:
         """All of it."""
@@ -93,7 +97,8 @@ class Body:
 
     def close(self) -> None:
         """Read no further."""
-        if self._response.length:
+        if not self._kept:
+            self._response.close()
             self._connection.close()
 
 
@@ -185,6 +190,14 @@ class Wire:
         except (ElementTree.ParseError, KeyError, ValueError):
             return None
 
+    def close(self) -> None:
+        """Close the kept connections."""
+        while self._kept:
+            self._kept.pop()[0].close()
+
+    def __del__(self) -> None:
+        self.close()
+
     def _send(
         self,
         method: str,
@@ -195,7 +208,7 @@ class Wire:
     ) -> tuple[HTTPResponse, HTTPConnection] | None:
         if self._clock() < self._off_until:
             return None
-        path = f"{self._folder}/{quote(key, safe='/-._~')}"
+        path = self._folder + encoded_path(key)
         text = query_string(query or [])
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         given = {"host": self._host, "user-agent": AGENT, **(headers or {})}
@@ -244,13 +257,15 @@ class Wire:
         return connection, True
 
     def _keep(self, connection: HTTPConnection) -> None:
-        self._kept.append((connection, self._clock()))
+        if connection.sock is not None:  # else S3 has closed it
+            self._kept.append((connection, self._clock()))
 
     def _end(self, response: HTTPResponse, connection: HTTPConnection) -> bytes | None:
         """The rest of an answer; None if it does not come. The connection is free then."""
         try:
             content = response.read()
         except (OSError, HTTPException):
+            response.close()
             connection.close()
             return None
         self._keep(connection)

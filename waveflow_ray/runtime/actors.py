@@ -24,6 +24,7 @@ from waveflow_ray.runtime.courier import Courier
 from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
+from waveflow_ray.runtime.outbox import Outbox
 from waveflow_ray.runtime.placement import (
     ACTOR,
     IN_A_POST,
@@ -37,7 +38,6 @@ from waveflow_ray.webhooks import Answer, Poster, Verdict
 logger = logging.getLogger(__name__)
 
 LOG_LOOK_S = 0.1
-PATIENCE_S = 0.05
 
 
 class ReporterActor:
@@ -52,7 +52,7 @@ class ReporterActor:
     def __init__(self, settings: Settings, fingerprint: str) -> None:
         configure_logging(settings.log_level, settings.log_format)
         secrets = Secrets(_env_file=None)  # a `.env` where Ray runs may be for something else
-        self._sent: dict[str, asyncio.Task[Answer]] = {}
+        self._outbox = Outbox(self._post)
         self._trouble = "" if secrets.fingerprint == fingerprint else _other_secrets()
         secret, token = secrets.webhook_secret, secrets.webhook_token
         self._poster = Poster(
@@ -67,29 +67,14 @@ class ReporterActor:
         return self._trouble
 
     async def post(self, webhook: Webhook) -> Answer:
-        """Send a webhook once; see `Poster.post`. If `post_some` did not wait for its answer, this
-        does."""
-        answer = await self._sending(webhook)
-        self._sent.pop(webhook.id, None)
-        return answer
+        """See `Outbox.one`."""
+        return await self._outbox.one(webhook)
 
     async def post_some(self, webhooks: Sequence[Webhook]) -> list[Answer | None]:
-        """Send webhooks, each once. None for those that are not answered within a moment: nobody
-        waits for the slow answer to another's webhook. `post` asks for those."""
-        sending = [self._sending(webhook) for webhook in webhooks]
-        await asyncio.wait(sending, timeout=PATIENCE_S)
-        answers = [task.result() if task.done() else None for task in sending]
-        for webhook, answer in zip(webhooks, answers, strict=True):
-            if answer is not None:
-                self._sent.pop(webhook.id, None)
-        return answers
+        """See `Outbox.some`."""
+        return await self._outbox.some(webhooks)
 
-    def _sending(self, webhook: Webhook) -> asyncio.Task[Answer]:
-        if webhook.id not in self._sent:
-            self._sent[webhook.id] = asyncio.create_task(self._send(webhook))
-        return self._sent[webhook.id]
-
-    async def _send(self, webhook: Webhook) -> Answer:
+    async def _post(self, webhook: Webhook) -> Answer:
         if self._trouble:
             return Answer(Verdict.AWAY, self._trouble)
         return await self._poster.post(webhook)
@@ -156,7 +141,7 @@ class IngressActor:
     async def _post(self, webhook: Webhook) -> Answer:
         index = zlib.crc32(webhook.subject.encode()) % len(self._reporters)
         try:
-            answer = await self._posts[index].do(webhook)
+            answer = await self._posts[index].once(webhook)
             if answer is None:
                 post: Any = self._reporters[index].post.options(name=webhook.path)
                 answer = await post.remote(webhook)

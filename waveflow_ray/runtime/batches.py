@@ -62,7 +62,31 @@ class Batches(Generic[Item, Result]):
         self._at_a_time = at_a_time
         self._begin()
 
-    async def do(self, item: Item, *, alone: bool = False) -> Result:
+    async def insist(self, item: Item, tries: int, lost: Callable[[Exception], object]) -> Result:
+        """Do one item, and do it again alone if its group was lost or its result is None.
+
+        Args:
+            tries: so many groups of its own may be lost with it; only then it is at fault.
+            lost: is told of every loss.
+
+        Raises:
+            LostError: of the last one.
+        """
+        alone, losses = False, 0
+        while True:
+            try:
+                result = await self.once(item, alone=alone)
+            except LostError as error:
+                lost(error.cause)
+                losses += error.alone
+                if losses == tries:
+                    raise
+            else:
+                if result is not None:
+                    return result
+            alone = True
+
+    async def once(self, item: Item, *, alone: bool = False) -> Result:
         """Do one item. If cancelled, it is not begun, or its result is dropped; a group that
         nobody waits for any more is cancelled.
 
@@ -74,14 +98,16 @@ class Batches(Generic[Item, Result]):
         """
         entry = _Entry[Item, Result](item, alone, asyncio.get_running_loop().create_future())
         self._waiting.append(entry)
-        self._begin()
+        # What comes in the same moment, ten messages of one receive, goes together.
+        asyncio.get_running_loop().call_soon(self._begin)
         try:
             return await entry.result
-        finally:
+        except asyncio.CancelledError:
             if entry.group is None:
                 self._waiting.remove(entry)
-            elif all(other.result.cancelled() for other in self._groups.get(entry.group, ())):
+            elif all(other.result.done() for other in self._groups.get(entry.group, ())):
                 entry.group.cancel()
+            raise
 
     def _begin(self) -> None:
         while self._waiting and len(self._groups) < self._at_a_time:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from waveflow_ray.errors import JobError, internal_error
+from waveflow_ray.errors import internal_error
 from waveflow_ray.messages import (
     AnalysisJob,
     CleanupJob,
@@ -60,33 +61,27 @@ class RayExecutor:
 
         With others in its worker it has none of the blame: then it is started again alone.
         """
-        error: Exception = RuntimeError("not started")
-        alone, tries = False, 0
-        while tries < TRIES:
+        if isinstance(job, HashJob | DuplicateJob):
             try:
-                if isinstance(job, HashJob | DuplicateJob):
-                    outcome = await self._light.do(Do(job, again), alone=alone)
-                    if isinstance(outcome, Outcome):
-                        return outcome
-                    alone = True
-                    continue
-                return await self._task_of(job, again=again)
+                outcome = await self._light.insist(Do(job, again), TRIES, partial(_log_loss, job))
             except LostError as lost:
-                error, tries, alone = lost.cause, tries + lost.alone, True
-            except ray.exceptions.RayError as lost:
-                error, tries = lost, tries + 1
-            fields = {"job_id": job.job_id, "cause": type(error).__name__}
-            logger.warning("a worker was lost", extra={"fields": fields})
-        if isinstance(error, LOST_WORKER):
-            return failed(job, lost_worker(job, TRIES))
-        return failed(job, internal_error(f"{type(error).__name__}: {str(error)[:500]}"))
-
-    async def _task_of(self, job: Job, *, again: bool) -> Outcome:
+                return _blamed(job, lost.cause)
+            assert isinstance(outcome, Outcome)
+            return outcome
         task = heavy_task if isinstance(job, AnalysisJob) else light_task
         nodes = await asyncio.to_thread(cluster_nodes) if isinstance(job, HealthJob) else None
-        ref = task.options(name=job.kind).remote(job, self._settings_ref, self._cpus, nodes, again)
-        outcome: Outcome = await _stopped_if_cancelled(ref)
-        return outcome
+        error: Exception = RuntimeError("not started")
+        for _ in range(TRIES):
+            ref = task.options(name=job.kind).remote(
+                job, self._settings_ref, self._cpus, nodes, again
+            )
+            try:
+                done: Outcome = await _stopped_if_cancelled(ref)
+                return done
+            except ray.exceptions.RayError as lost:
+                error = lost
+                _log_loss(job, lost)
+        return _blamed(job, error)
 
     async def _send(self, group: Sequence[LightWork]) -> AsyncIterator[list[tuple[int, Result]]]:
         """Do light work as one task; see `Batches`."""
@@ -115,19 +110,15 @@ class RayExecutor:
 
     async def _note(self, work: Keep | Forget, trouble: str) -> Result:
         """Change what is kept; a trouble is logged."""
-        result: Result | LostError = None
-        for alone in (False, True):
-            try:
-                result = await self._light.do(work, alone=alone)
-            except LostError as lost:
-                result = lost
-            if isinstance(result, Webhook):
-                return result
-            if isinstance(result, JobError):
-                break
-        fields = {"webhook_id": work.webhook.id, "cause": str(result)[:500]}
-        logger.warning(trouble, extra={"fields": fields})
-        return None
+        fields = {"webhook_id": work.webhook.id}
+        result: Result | LostError
+        try:
+            result = await self._light.insist(work, TRIES, lambda _cause: None)
+        except LostError as lost:
+            result = lost
+        if not isinstance(result, Webhook):
+            logger.warning(trouble, extra={"fields": fields | {"cause": str(result)[:500]}})
+        return result if isinstance(result, Webhook) else None
 
     async def warm_up(self) -> None:
         """Start a worker for every CPU there is, so that the first jobs find them ready."""
@@ -158,6 +149,18 @@ class RayExecutor:
         tasks = max(2, int(cpus * LIGHT_PER_CPU))
         self._light.resize(tasks)
         return Slots(light=tasks * IN_A_TASK, heavy=int(cpus / HEAVY_CPUS) + HEAVY_QUEUED)
+
+
+def _log_loss(job: Job, cause: Exception) -> None:
+    fields = {"job_id": job.job_id, "cause": type(cause).__name__}
+    logger.warning("a worker was lost", extra={"fields": fields})
+
+
+def _blamed(job: Job, error: Exception) -> Outcome:
+    """The outcome of a job that ended its workers, or that Ray could not do."""
+    if isinstance(error, LOST_WORKER):
+        return failed(job, lost_worker(job, TRIES))
+    return failed(job, internal_error(f"{type(error).__name__}: {str(error)[:500]}"))
 
 
 async def _stopped_if_cancelled(ref: Any) -> Any:
