@@ -23,7 +23,7 @@ from waveflow_ray.messages import DuplicateJob, HashJob
 from waveflow_ray.outcomes import Outcome, Webhook
 from waveflow_ray.settings import Settings
 
-GATHER_S = 0.01
+GATHER_S = 0.02
 """When one is done, the others may be so in a moment: each message to the ingress costs CPU."""
 
 
