@@ -307,13 +307,17 @@ def test_a_file_that_crashes_its_reader_costs_one_job(world: World, tmp_path: Pa
             ],
         )
         wait_until(lambda: len(stalled) == 6, 60, running.output)
-        assert len(running.workers("ray::hash")) == 1, "they share a worker"
         kill_hashers()
         main_server.wait_for(7)
-        for alone in (2, 3):
-            wait_until(lambda: stalled["crash/poison.wav"] == alone, 60, running.output)  # noqa: B023 - called at once
+        reads = 1
+        while len(main_server.accepted) < 8:
+            wait_until(
+                lambda: stalled["crash/poison.wav"] > reads or len(main_server.accepted) == 8,  # noqa: B023 - called at once
+                60,
+                running.output,
+            )
+            reads += 1
             kill_hashers()
-        main_server.wait_for(8)
         nothing_left(world)
         assert running.stop() == 0
     crashed, fine, *hashed, poison = (r.payload for r in main_server.accepted)
@@ -324,7 +328,8 @@ def test_a_file_that_crashes_its_reader_costs_one_job(world: World, tmp_path: Pa
     assert {got["status"] for got in hashed} == {"hash_generated"}
     assert (poison["stemId"], poison["status"]) == ("crash-hpoison", "FAILURE")
     assert poison["result"]["error_code"] == "worker_crashed"
-    assert stalled["crash/poison.wav"] == 3
+    # Once with the others, unless it happened to be received alone.
+    assert stalled["crash/poison.wav"] in (2, 3)
 
 
 def test_a_killed_ingress_costs_a_visibility_timeout(world: World, tmp_path: Path) -> None:
