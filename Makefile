@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 IMAGE ?= waveflow:local
 
-.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix fuzz chaos soak lab image lock clean
+.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix bench-jobs fuzz chaos soak lab image lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ format: $(STAMP) ## format and mend what can be mended
 
 bench-mix: $(STAMP) ## mixes beside ffmpeg and sox, which have to be installed
 	$(BIN)/python -m benchmarks.mix
+
+bench-jobs: $(STAMP) ## CPU and latency of jobs beside a plain consumer
+	$(BIN)/python -m benchmarks.jobs
 
 soak: $(STAMP) ## 20 minutes of full load: what every process holds, as a table and soak.png
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'

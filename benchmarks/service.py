@@ -25,7 +25,7 @@ from waveflow_ray.local.server import MainServer
 from waveflow_ray.messages import MixJob, envelope
 from waveflow_ray.outcomes import MIXING_COMPLETE
 from waveflow_ray.runtime import app
-from waveflow_ray.runtime.actors import Service
+from waveflow_ray.runtime.handles import Service
 from waveflow_ray.settings import load_settings
 
 TIMEOUT_S = 3600.0
@@ -83,31 +83,52 @@ class Running:
         return int(reply.store_stats.object_store_bytes_used)
 
 
+@dataclass
+class Store:
+    """S3 and SQS to measure with: a bucket and queues of the run's own."""
+
+    endpoint: str
+    name: str
+    backend: str
+
+    @property
+    def bucket(self) -> Bucket:
+        return Bucket(s3_client(REGION, self.endpoint), self.name)
+
+    def queue(self, name: str) -> Queue:
+        """A new queue."""
+        sqs = sqs_client(REGION, self.endpoint)
+        return Queue(sqs, sqs.create_queue(QueueName=f"{self.name}-{name}")["QueueUrl"])
+
+
+@contextmanager
+def store() -> Iterator[Store]:
+    """S3 and SQS of AWS_ENDPOINT_URL, else moto."""
+    with ExitStack() as stack:
+        endpoint = os.environ.get("AWS_ENDPOINT_URL")
+        backend = "AWS_ENDPOINT_URL"
+        if not endpoint:
+            endpoint, backend = stack.enter_context(LocalAws()).endpoint, "moto"
+        name = f"bench-{uuid.uuid4().hex[:8]}"
+        s3_client(REGION, endpoint).create_bucket(
+            Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION}
+        )
+        yield Store(endpoint, name, backend)
+
+
 @contextmanager
 def running(num_cpus: int, **overrides: Any) -> Iterator[Running]:
     """The service on this machine. S3 and SQS are those of AWS_ENDPOINT_URL, else moto."""
     with ExitStack() as stack:
-        endpoint = os.environ.get("AWS_ENDPOINT_URL")
-        name = f"bench-{uuid.uuid4().hex[:8]}"
-        if endpoint:
-            sqs = sqs_client(REGION, endpoint)
-            queue_url = sqs.create_queue(QueueName=name)["QueueUrl"]
-            s3_client(REGION, endpoint).create_bucket(
-                Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION}
-            )
-            backend = "AWS_ENDPOINT_URL"
-        else:
-            aws = stack.enter_context(LocalAws())
-            endpoint, queue_url, name = aws.endpoint, aws.queue_url, aws.env["S3_BUCKET_NAME"]
-            backend = "moto"
-        queue = Queue(sqs_client(REGION, endpoint), queue_url)
+        aws = stack.enter_context(store())
+        queue = aws.queue("jobs")
         server = stack.enter_context(MainServer(queue.send))
         settings = load_settings(
             _env_file=None,
-            aws_endpoint_url=endpoint,
+            aws_endpoint_url=aws.endpoint,
             aws_region=REGION,
-            s3_bucket_name=name,
-            sqs_queue_url=queue_url,
+            s3_bucket_name=aws.name,
+            sqs_queue_url=queue.url,
             webhook_url=server.url,
             log_format="json",
             poll_wait_s=2,
@@ -116,8 +137,7 @@ def running(num_cpus: int, **overrides: Any) -> Iterator[Running]:
         stack.callback(ray.shutdown)
         app.connect(settings, may_start=True, num_cpus=num_cpus)
         service = app.start(settings, detached=False)
-        bucket = Bucket(s3_client(REGION, endpoint), name)
-        yield Running(bucket, queue, server, service, backend)
+        yield Running(aws.bucket, queue, server, service, aws.backend)
 
 
 @dataclass

@@ -132,7 +132,7 @@ def proxy(target: str, **options: object) -> Iterator[Proxy]:
         app[SESSION] = aiohttp.ClientSession(
             auto_decompress=False, connector=aiohttp.TCPConnector(limit=0, force_close=True)
         )
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)  # of what stalls
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

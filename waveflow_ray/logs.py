@@ -49,29 +49,32 @@ class FieldsFormatter(logging.Formatter):
         return f"{super().format(record)} {fields}".rstrip()
 
 
-class LogTail(logging.Handler):
-    """Keeps the last lines in memory, numbered, for `waveflow run` to print.
+class LogTail(logging.StreamHandler[TextIO]):
+    """Writes lines, and keeps the last in memory, numbered, for `waveflow run` to print.
 
     Ray's own forwarding would prefix every line and leave out repeated ones.
     """
 
     def __init__(self, lines: int = 5000) -> None:
         super().__init__()
-        self._lines: deque[tuple[int, str]] = deque(maxlen=lines)
+        self._lines: deque[str] = deque(maxlen=lines)
         self._next = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self.format(record)
+            self.stream.write(line + self.terminator)
+            self.flush()
         except Exception:
             self.handleError(record)
             return
-        self._lines.append((self._next, line))
+        self._lines.append(line)
         self._next += 1
 
     def after(self, number: int) -> tuple[int, list[str]]:
         """The lines from `number` on, and the number to ask for next."""
-        return self._next, [line for index, line in tuple(self._lines) if index >= number]
+        first = self._next - len(self._lines)
+        return self._next, list(self._lines)[max(0, number - first) :]
 
 
 def configure_logging(
@@ -93,15 +96,13 @@ def configure_logging(
         formatter = FieldsFormatter(log_format)
     else:
         formatter = TextFormatter()
-    handlers: list[logging.Handler] = [logging.StreamHandler(stream or sys.stderr)]
-    if tail is not None:
-        handlers.append(tail)
+    handler = tail or logging.StreamHandler()
+    handler.setStream(stream or sys.stderr)
+    handler.setFormatter(formatter)
     logger = logging.getLogger(ROOT)
     for old in logger.handlers[:]:
         logger.removeHandler(old)
-    for handler in handlers:
-        handler.setFormatter(formatter)
-        logger.addHandler(handler)
+    logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False
 

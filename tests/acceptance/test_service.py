@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import requests
 from standardwebhooks import Webhook as StandardWebhook
 
+from tests.proxy import Asked, Fault, proxy
 from tests.support import (
     Received,
     Receiver,
@@ -256,12 +258,38 @@ def test_a_killed_worker_costs_nothing(world: World, tmp_path: Path) -> None:
 
 
 def test_a_file_that_crashes_its_reader_costs_one_job(world: World, tmp_path: Path) -> None:
-    """Two workers die of it, no more; it is reported, and the service works on."""
+    """Two workers die of it, no more; it is reported, and the service works on.
+
+    Also among hash jobs, which share a worker: the others are done again, each alone, and of what
+    is alone with it two workers die.
+    """
     world.bucket.put("crash/a.flac", encoded(music(400.0), format="FLAC"), "audio/flac")
-    world.bucket.put("crash/b.wav", encoded(music(1.0)), "audio/wav")
+    for name in ("b", "poison", *"01234"):
+        world.bucket.put(f"crash/{name}.wav", encoded(music(1.0, seed=ord(name[0]))), "audio/wav")
+    stalled: Counter[str] = Counter()
+    hashes = {f"crash-h{n}": f"crash/{n}.wav" for n in ("poison", *range(5))}
+
+    def choose(asked: Asked) -> Fault | None:
+        """The first read of every file that is hashed never ends, nor does any of the poison."""
+        key = asked.path.partition("?")[0].removeprefix(f"/{world.bucket.name}/")
+        if asked.method != "GET" or key not in hashes.values():
+            return None
+        if stalled[key] and "poison" not in key:
+            return None
+        stalled[key] += 1
+        return "stall"
+
+    def kill_hashers() -> None:
+        for worker in running.workers("ray::hash"):
+            worker.kill()
+            worker.wait(10)
+
     with (
         receiver() as main_server,
-        service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running,
+        proxy(world.aws.endpoint, choose=choose, stall_s=600.0) as between,
+        service(
+            world.env | {"WEBHOOK_URL": main_server.url, "AWS_ENDPOINT_URL": between.url}, tmp_path
+        ) as running,
     ):
         world.queue.send(analysis(0, "crash/a.flac"))
         for _ in range(2):
@@ -271,12 +299,37 @@ def test_a_file_that_crashes_its_reader_costs_one_job(world: World, tmp_path: Pa
         main_server.wait_for(1)
         world.queue.send(analysis(1, "crash/b.wav"))
         main_server.wait_for(2)
+        world.queue.client.send_message_batch(
+            QueueUrl=world.queue.url,
+            Entries=[
+                {"Id": stem, "MessageBody": envelope(HashJob, stem, stemId=stem, filepath=key)}
+                for stem, key in hashes.items()
+            ],
+        )
+        wait_until(lambda: len(stalled) == 6, 60, running.output)
+        kill_hashers()
+        main_server.wait_for(7)
+        reads = 1
+        while len(main_server.accepted) < 8:
+            wait_until(
+                lambda: stalled["crash/poison.wav"] > reads or len(main_server.accepted) == 8,  # noqa: B023 - called at once
+                60,
+                running.output,
+            )
+            reads += 1
+            kill_hashers()
         nothing_left(world)
         assert running.stop() == 0
-    crashed, fine = (r.payload for r in main_server.accepted)
+    crashed, fine, *hashed, poison = (r.payload for r in main_server.accepted)
     assert (crashed["stemId"], crashed["status"]) == ("crash-0", "FAILURE")
     assert crashed["result"]["error_code"] == "worker_crashed"
     assert (fine["stemId"], fine["status"]) == ("crash-1", "SUCCESS")
+    assert {got["stemId"] for got in hashed} == hashes.keys() - {"crash-hpoison"}
+    assert {got["status"] for got in hashed} == {"hash_generated"}
+    assert (poison["stemId"], poison["status"]) == ("crash-hpoison", "FAILURE")
+    assert poison["result"]["error_code"] == "worker_crashed"
+    # Once with the others, unless it happened to be received alone.
+    assert stalled["crash/poison.wav"] in (2, 3)
 
 
 def test_a_killed_ingress_costs_a_visibility_timeout(world: World, tmp_path: Path) -> None:

@@ -310,6 +310,7 @@ class FakeExecutor:
 
     light: int = 10
     heavy: int = 10
+    mixes: int = 10
     plan: dict[str, list[Exception | None]] = field(default_factory=dict)
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     begun: list[tuple[str, float]] = field(default_factory=list)
@@ -357,7 +358,7 @@ class FakeExecutor:
         return Outcome("SUCCESS", None, notes={"removed": []})
 
     async def slots(self) -> Slots:
-        return Slots(self.light, self.heavy)
+        return Slots(self.light, self.heavy, self.mixes)
 
 
 # --- the main server

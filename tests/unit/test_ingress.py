@@ -26,7 +26,15 @@ from tests.unit.fakes import (
 )
 from waveflow_ray.aws.sqs import QueueError
 from waveflow_ray.errors import ErrorCode, JobError
-from waveflow_ray.messages import CleanupJob, DuplicateJob, HashJob, HealthJob, Job
+from waveflow_ray.messages import (
+    AnalysisJob,
+    CleanupJob,
+    DuplicateJob,
+    HashJob,
+    HealthJob,
+    Job,
+    MixJob,
+)
 
 TRANSIENT = JobError(ErrorCode.STORAGE_UNAVAILABLE, "The storage is away.", "EndpointError")
 PERMANENT = JobError(ErrorCode.UNDECODABLE_AUDIO, "The file is not audio.", "libsndfile 7")
@@ -598,6 +606,25 @@ def test_slots_follow_the_cluster() -> None:
             await settle(5)
             assert len(service.executor.ids) == 4
             assert service.ingress.status()["slots"]["light"] == 4
+
+    run(main())
+
+
+def test_mixes_leave_room_for_what_they_wait_for() -> None:
+    """On a small cluster a second mix waits, and an analysis behind it does not."""
+
+    async def main() -> None:
+        async with Service(executor=FakeExecutor(heavy=3, mixes=1)) as service:
+            service.executor.hold("mix-0", "mix-1", "a")
+            for number in range(2):
+                mix = MixJob(job_id=f"mix-{number}", stageId=f"stage-{number}", stem_paths=["a"])
+                service.queue.put(mix)
+            service.queue.put(AnalysisJob(job_id="a", stemId="s", filepath="a.wav"))
+            await settle(1)
+            assert service.executor.ids == ["mix-0", "a"]
+            service.executor.let_go("mix-0")
+            await settle(1)
+            assert service.executor.ids == ["mix-0", "a", "mix-1"]
 
     run(main())
 

@@ -6,8 +6,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import boto3
+import botocore.session
 from botocore.config import Config
 
+from waveflow_ray.aws.wire import Wire, wire_of
 from waveflow_ray.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,6 +39,25 @@ def sqs_client(region: str, endpoint_url: str | None) -> SQSClient:
 def s3_of(settings: Settings) -> S3Client:
     """The S3 client for these settings."""
     return s3_client(settings.aws_region, settings.aws_endpoint_url)
+
+
+@lru_cache(maxsize=8)
+def s3_wire(region: str, endpoint_url: str | None, bucket: str) -> Wire | None:
+    """For the plain requests to a bucket; None where only boto3 can make them. Thread-safe."""
+    session = botocore.session.get_session()
+    return wire_of(
+        s3_client(region, endpoint_url),
+        bucket,
+        boto3.Session(botocore_session=session).get_credentials(),
+        session.get_config_variable("ca_bundle"),
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        read_timeout_s=READ_TIMEOUT_S,
+    )
+
+
+def wire_for(settings: Settings) -> Wire | None:
+    """The wire for these settings."""
+    return s3_wire(settings.aws_region, settings.aws_endpoint_url, settings.s3_bucket_name)
 
 
 def sqs_of(settings: Settings) -> SQSClient:

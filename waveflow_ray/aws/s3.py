@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
-from waveflow_ray.aws.clients import s3_of
+from waveflow_ray.aws.clients import s3_of, wire_for
+from waveflow_ray.aws.wire import Wire
 from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.settings import Settings
 
@@ -54,11 +55,16 @@ class BrokenBodyError(JobError):
 
 
 class Bucket:
-    """One bucket. Safe to use from several threads."""
+    """One bucket. Safe to use from several threads.
 
-    def __init__(self, client: S3Client, name: str) -> None:
+    Args:
+        wire: makes the plain requests, if given; boto3 makes all others, and those that fail.
+    """
+
+    def __init__(self, client: S3Client, name: str, wire: Wire | None = None) -> None:
         self.client = client
         self.name = name
+        self._wire = wire
 
     def hash(self, key: str) -> Download:
         """SHA-256 of an object while it streams by; no file, memory of one chunk."""
@@ -175,6 +181,11 @@ class Bucket:
 
     def keys(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
         """Keys that begin with `prefix` and come behind `after`, in their order; with sizes."""
+        if self._wire is not None:
+            few = self._wire.keys(prefix, after)
+            if few is not None:
+                yield from few
+                return
         with faults(prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.name, Prefix=prefix, StartAfter=after
@@ -194,6 +205,11 @@ class Bucket:
         Returns:
             its new ETag; None if the condition does not hold.
         """
+        if self._wire is not None:
+            header = {"if-none-match": "*"} if etag is None else {"if-match": etag}
+            answer = self._wire.put(key, body, content_type, header)
+            if answer is not None:
+                return answer[1] if answer[0] == 200 else None
         condition: Any = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         with faults(key):
             try:
@@ -232,12 +248,16 @@ class Bucket:
             self.client.head_bucket(Bucket=self.name)
 
     def _open(self, key: str) -> GetObjectOutputTypeDef:
+        if self._wire is not None:
+            answer = self._wire.get(key)
+            if answer is not None:
+                return cast("GetObjectOutputTypeDef", answer)
         return self.client.get_object(Bucket=self.name, Key=key)
 
 
 def bucket_of(settings: Settings) -> Bucket:
     """The bucket that the settings name."""
-    return Bucket(s3_of(settings), settings.s3_bucket_name)
+    return Bucket(s3_of(settings), settings.s3_bucket_name, wire_for(settings))
 
 
 def check_size(key: str, size: int, max_bytes: int) -> None:

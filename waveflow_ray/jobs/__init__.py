@@ -54,7 +54,8 @@ def perform(
         nodes: what Ray says of its nodes, for a health job.
         in_worker: this process is a worker of its own that may end itself if a decoder hangs.
     """
-    reset_peak_memory()
+    if in_worker:
+        reset_peak_memory()
     work = work or Work(settings)
     try:
         with time_limit(settings.job_timeout_s, hard=in_worker), _memory(settings, in_worker):

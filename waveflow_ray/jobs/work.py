@@ -43,7 +43,10 @@ class Work:
         self.bytes_out = 0
         self.audio_s = 0.0
         self.cpu_s = 0.0  # of other processes that worked for this one
-        self._cpu_began = time.process_time()
+        # Light jobs share a process, each in a thread of its own.
+        alone = threading.current_thread() is threading.main_thread()
+        self._cpu_clock = time.process_time if alone else time.thread_time
+        self._cpu_began = self._cpu_clock()
         self.notes: dict[str, Any] = {}
 
     @contextmanager
@@ -74,7 +77,7 @@ class Work:
             audio_s=self.audio_s,
             peak_memory_mb=peak_memory_mb(),
             node=platform.node(),
-            cpu_s=self.cpu_s + time.process_time() - self._cpu_began,
+            cpu_s=self.cpu_s + self._cpu_clock() - self._cpu_began,
         )
 
 

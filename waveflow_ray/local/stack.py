@@ -17,7 +17,7 @@ from waveflow_ray.aws.sqs import Queue, queue_of
 from waveflow_ray.local.aws import LOOPBACK, REGION, LocalAws
 from waveflow_ray.local.server import MainServer
 from waveflow_ray.runtime import app
-from waveflow_ray.runtime.actors import Service
+from waveflow_ray.runtime.handles import Service
 from waveflow_ray.settings import Settings, load_settings
 
 LOCAL_POLL_S = 2

@@ -8,7 +8,8 @@ import os
 import socket
 import time
 import zlib
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -20,12 +21,15 @@ from waveflow_ray.metrics import Metrics
 from waveflow_ray.outcomes import Webhook
 from waveflow_ray.release import release
 from waveflow_ray.runtime.autoscaler import ask_for_cpus
+from waveflow_ray.runtime.batches import Batches, LostError
 from waveflow_ray.runtime.courier import Courier
 from waveflow_ray.runtime.executor import RayExecutor, alive_nodes
 from waveflow_ray.runtime.exporter import RayExporter
+from waveflow_ray.runtime.handles import Service, reporter_names, services, take_over
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
-from waveflow_ray.runtime.placement import ACTOR, INGRESS, NAMESPACES, REPORTER
+from waveflow_ray.runtime.outbox import Outbox
+from waveflow_ray.runtime.placement import ACTOR, IN_A_POST, INGRESS, NAMESPACES, POSTS_AT_A_TIME
 from waveflow_ray.runtime.watch import Watch
 from waveflow_ray.settings import SECRETS, Secrets, Settings, signing_keys
 from waveflow_ray.webhooks import Answer, Poster, Verdict
@@ -47,6 +51,7 @@ class ReporterActor:
     def __init__(self, settings: Settings, fingerprint: str) -> None:
         configure_logging(settings.log_level, settings.log_format)
         secrets = Secrets(_env_file=None)  # a `.env` where Ray runs may be for something else
+        self._outbox = Outbox(self._post)
         self._trouble = "" if secrets.fingerprint == fingerprint else _other_secrets()
         secret, token = secrets.webhook_secret, secrets.webhook_token
         self._poster = Poster(
@@ -61,7 +66,14 @@ class ReporterActor:
         return self._trouble
 
     async def post(self, webhook: Webhook) -> Answer:
-        """Send a webhook once; see `Poster.post`."""
+        """See `Outbox.one`."""
+        return await self._outbox.one(webhook)
+
+    async def post_some(self, webhooks: Sequence[Webhook]) -> list[Answer | None]:
+        """See `Outbox.some`."""
+        return await self._outbox.some(webhooks)
+
+    async def _post(self, webhook: Webhook) -> Answer:
         if self._trouble:
             return Answer(Verdict.AWAY, self._trouble)
         return await self._poster.post(webhook)
@@ -91,6 +103,10 @@ class IngressActor:
         configure_logging(settings.log_level, settings.log_format, tail=self._tail)
         self._settings = settings
         self._reporters = [ray.get_actor(name, namespace) for name in reporter_names(settings)]
+        self._posts = [
+            Batches(partial(self._post_some, index), IN_A_POST, POSTS_AT_A_TIME)
+            for index in range(len(self._reporters))
+        ]
         queue = await asyncio.to_thread(queue_of, settings)
         metrics = Metrics()
         leases = Leases(queue, settings.visibility_timeout_s, metrics)
@@ -107,7 +123,8 @@ class IngressActor:
         warm_up = asyncio.create_task(self._executor.warm_up())
         if replaces is not None:
             await warm_up
-            await _take_over(replaces, self._settings.drain_timeout_s)
+            await self._executor.compile()
+            await take_over(replaces, self._settings.drain_timeout_s)
             self._takes_over = False
         self._beside = [warm_up, asyncio.create_task(self._watch.run())]
         await self._ingress.run()
@@ -161,50 +178,26 @@ class IngressActor:
     async def _post(self, webhook: Webhook) -> Answer:
         index = zlib.crc32(webhook.subject.encode()) % len(self._reporters)
         try:
-            post: Any = self._reporters[index].post.options(name=webhook.path)
-            answer: Answer = await post.remote(webhook)
-        except ray.exceptions.RayError as error:  # the reporter died; Ray starts it again
-            return Answer(Verdict.FAULT, f"{type(error).__name__}: {error}")
+            answer = await self._posts[index].once(webhook)
+            if answer is None:
+                post: Any = self._reporters[index].post.options(name=webhook.path)
+                answer = await post.remote(webhook)
+        except (LostError, ray.exceptions.RayError) as error:  # it died; Ray starts it again
+            return Answer(Verdict.FAULT, str(error))
         return answer
+
+    async def _post_some(
+        self, index: int, webhooks: Sequence[Webhook]
+    ) -> AsyncIterator[list[tuple[int, Answer | None]]]:
+        """Webhooks of one reporter in one call; see `Batches`."""
+        paths = {webhook.path for webhook in webhooks}
+        name = paths.pop() if len(paths) == 1 else "webhooks"
+        post: Any = self._reporters[index].post_some.options(name=name)
+        yield list(enumerate(await post.remote(webhooks)))
 
 
 async def _alive_nodes() -> list[dict[str, Any]]:
     return await asyncio.to_thread(alive_nodes)
-
-
-async def _take_over(ingress_id: str, drain_timeout_s: float) -> None:
-    """Have the service of that ingress end its work, then end it."""
-    services = await asyncio.to_thread(_services)
-    old = next((service for service in services if service.ingress_id == ingress_id), None)
-    if old is None:
-        return  # it is gone, or this ingress did so before it was restarted
-    logger.info("taking over", extra={"fields": {"release": release()}})
-    try:
-        await old.ingress.drain.remote(drain_timeout_s)
-    except ray.exceptions.RayError as error:  # what it held comes back when its leases end
-        fields = {"cause": f"{type(error).__name__}: {error}"[:500]}
-        logger.warning("the old ingress did not drain", extra={"fields": fields})
-    await asyncio.to_thread(old.end)
-
-
-@dataclass(frozen=True)
-class Service:
-    """Handles of the running actors. Unless detached, an actor lives as long as its handle."""
-
-    ingress: Any
-    reporters: list[Any]
-    namespace: str
-
-    @property
-    def ingress_id(self) -> str:
-        """The same as long as Ray restarts the actor."""
-        actor_id: str = self.ingress._actor_id.hex()
-        return actor_id
-
-    def end(self) -> None:
-        """End the actors, whatever they are at."""
-        for actor in (self.ingress, *self.reporters):
-            ray.kill(actor)
 
 
 def start_actors(settings: Settings, *, detached: bool, replaces: Service | None = None) -> Service:
@@ -219,7 +212,7 @@ def start_actors(settings: Settings, *, detached: bool, replaces: Service | None
         ConfigurationError: the reporters know other secrets than this process.
         RayError: the reporters do not come up.
     """
-    used = {service.namespace for service in _services()}
+    used = {service.namespace for service in services()}
     if used - {replaces and replaces.namespace}:
         raise ValueError(f"in use: {', '.join(sorted(used))}")
     namespace = next(name for name in NAMESPACES if name not in used)
@@ -242,36 +235,3 @@ def start_actors(settings: Settings, *, detached: bool, replaces: Service | None
     actor = ray.remote(**options)(IngressActor).options(name=INGRESS)
     ingress = actor.remote(plain, namespace, replaces and replaces.ingress_id)
     return Service(ingress, reporters, namespace)
-
-
-def find_actors() -> Service:
-    """The actors of the service that runs on the connected cluster.
-
-    While one takes over from another, it is the one that was there before.
-
-    Raises:
-        ValueError: it does not run there.
-    """
-    services = _services()
-    if len(services) > 1:
-        services.sort(key=lambda service: ray.get(service.ingress.takes_over.remote()))
-    if not services:
-        raise ValueError("there is no ingress")
-    return services[0]
-
-
-def _services() -> list[Service]:
-    """What has an ingress; two while one takes over from the other."""
-    actors: list[dict[str, str]] = ray.util.list_named_actors(all_namespaces=True)
-    found = []
-    for namespace in NAMESPACES:
-        names = [actor["name"] for actor in actors if actor["namespace"] == namespace]
-        if INGRESS in names:
-            reporters = [ray.get_actor(n, namespace) for n in names if n.startswith(REPORTER)]
-            found.append(Service(ray.get_actor(INGRESS, namespace), reporters, namespace))
-    return found
-
-
-def reporter_names(settings: Settings) -> list[str]:
-    """The actors that post webhooks."""
-    return [f"{REPORTER}{index}" for index in range(settings.reporters)]

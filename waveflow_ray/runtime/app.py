@@ -20,8 +20,9 @@ from waveflow_ray.aws.s3 import bucket_of
 from waveflow_ray.aws.sqs import QueueError, queue_of
 from waveflow_ray.errors import ConfigurationError, JobError
 from waveflow_ray.release import PACKAGE
-from waveflow_ray.runtime.actors import Service, find_actors, start_actors
+from waveflow_ray.runtime.actors import start_actors
 from waveflow_ray.runtime.environment import ray_environment
+from waveflow_ray.runtime.handles import Service, find_actors
 from waveflow_ray.settings import Settings
 
 LOG_WAIT_S = 5.0

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -41,10 +41,15 @@ SLOTS_EVERY_S = 2.0
 
 @dataclass(frozen=True)
 class Slots:
-    """How many jobs the cluster can work on: light (hash, duplicate, …) and heavy ones."""
+    """How many jobs the cluster can work on: light (hash, duplicate, …) and heavy ones.
+
+    Attributes:
+        mixes: of the heavy ones; with more, their sums would leave no CPU to what they wait for.
+    """
 
     light: int
     heavy: int
+    mixes: int
 
 
 class Executor(Protocol):
@@ -132,6 +137,7 @@ class Ingress:
         self._line = Line()
         self._light = SlotPool()
         self._heavy = SlotPool()
+        self._mixes = SlotPool()
         self._max_receives: int | None = None
         self._pollers: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []
@@ -288,11 +294,14 @@ class Ingress:
         job = held.job
         if isinstance(job, RejectedJob):
             return failed(job, job.error)
-        pool = self._heavy if isinstance(job, AnalysisJob | MixJob) else self._light
+        heavy = isinstance(job, AnalysisJob | MixJob)
         queue_s = 0.0  # from when the message was sent to when its job began
         for pause_s in (*LOOK_AGAIN_S, None):
             held.stage = "waiting"
-            async with pool.one():
+            async with AsyncExitStack() as slots:
+                if isinstance(job, MixJob):
+                    await slots.enter_async_context(self._mixes.one())
+                await slots.enter_async_context((self._heavy if heavy else self._light).one())
                 held.stage = "running"
                 queue_s = queue_s or time.monotonic() - held.sent
                 outcome = await self._attempt(job, again=held.receives > 1)
@@ -423,6 +432,7 @@ class Ingress:
         slots = await self.executor.slots()
         self._light.resize(max(1, slots.light))
         self._heavy.resize(max(1, slots.heavy))
+        self._mixes.resize(max(1, slots.mixes))
 
     async def _clean(self) -> None:
         outcome = await self.executor.clean()

@@ -3,7 +3,7 @@
 | piece                        | placed                                                        |
 | ---------------------------- | ------------------------------------------------------------- |
 | Ingress, Reporter            | on the head, no CPU of their own, restarted for ever          |
-| hash, duplicate, maintenance | light: a fifth of a CPU                                       |
+| hash, duplicate, maintenance | light: a fifth of a CPU; several jobs in a task               |
 | analysis, a mix's cells      | heavy: four fifths of a CPU, so light jobs always find room   |
 | a mix's reduce               | light: it waits for its cells most of the time                |
 
@@ -31,6 +31,11 @@ LIGHT: dict[str, Any] = {
     "max_calls": 5000,
     "num_cpus": LIGHT_CPUS,
     "memory": 150 * 2**20,
+}
+TOGETHER: dict[str, Any] = {
+    **LIGHT,
+    "max_calls": 500,  # of ten jobs each
+    "num_returns": "streaming",
 }
 HEAVY: dict[str, Any] = {
     "max_retries": 0,
@@ -60,7 +65,13 @@ CELLS_PER_MIX = 8
 CELLS_AHEAD = 2
 """Cells of a mix that wait while so many run: no CPU waits for the reduce to send the next."""
 LIGHT_PER_CPU = 2
-"""Light jobs at a time: they mostly wait for S3, but each needs a process of its own."""
+"""Light tasks at a time."""
+IN_A_TASK = 10
+"""Light jobs in a task, at most: they mostly wait for S3, and a task costs more than a job."""
+IN_A_POST = 20
+"""Webhooks in a call of a reporter, at most."""
+POSTS_AT_A_TIME = 2
+"""Calls of a reporter under way together, but for those that wait for a slow answer."""
 HEAVY_QUEUED = 2
 """Heavy tasks beyond what fits: no CPU waits for the ingress, and the autoscaler sees demand."""
 TRIES = 2

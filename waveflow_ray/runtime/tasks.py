@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import ray
 
-from waveflow_ray.aws.kept import forget, keep, kept
 from waveflow_ray.aws.s3 import bucket_of
-from waveflow_ray.errors import JobError
 from waveflow_ray.jobs import perform
+from waveflow_ray.jobs.standing import standing
 from waveflow_ray.jobs.work import Work
 from waveflow_ray.logs import configure_logging
-from waveflow_ray.messages import HashJob, Job
-from waveflow_ray.outcomes import Outcome, Webhook, failed
+from waveflow_ray.messages import Job
+from waveflow_ray.outcomes import Outcome
 from waveflow_ray.runtime.cells import render_on_ray
-from waveflow_ray.runtime.placement import CELLS_PER_MIX, HEAVY, LIGHT
+from waveflow_ray.runtime.light import do_alone, do_together
+from waveflow_ray.runtime.placement import CELLS_PER_MIX, HEAVY, LIGHT, TOGETHER
 from waveflow_ray.settings import Settings
 
 
@@ -46,25 +45,7 @@ def do_job(
         nodes=nodes,
         in_worker=True,
     )
-    if outcome.webhook is None or outcome.status == "FAILURE":
-        return outcome  # it may not be the last attempt
-    try:
-        webhook = keep(work.bucket, outcome.webhook)
-        if again and isinstance(job, HashJob):
-            webhook = kept(work.bucket, webhook)
-    except JobError as error:
-        return failed(job, error, outcome.usage)
-    return replace(outcome, webhook=webhook, status=webhook.status, kept=True)
-
-
-def keep_webhook(webhook: Webhook, settings: Settings) -> Webhook:
-    """See `keep`."""
-    return keep(bucket_of(settings), webhook)
-
-
-def forget_webhook(webhook: Webhook, settings: Settings) -> None:
-    """See `forget`."""
-    forget(bucket_of(settings), webhook)
+    return standing(job, outcome, work.bucket, again=again)
 
 
 def warm_up(settings: Settings) -> None:
@@ -72,8 +53,16 @@ def warm_up(settings: Settings) -> None:
     bucket_of(settings)
 
 
+def compile_loops() -> None:
+    """See `audio.warm`. Only a release that was sent to the nodes has something to compile."""
+    from waveflow_ray.audio.warm import warm  # it needs numba, which few workers do
+
+    warm()
+
+
 light_task: Any = ray.remote(**LIGHT)(do_job)
 heavy_task: Any = ray.remote(**HEAVY)(do_job)
-keep_task: Any = ray.remote(**LIGHT)(keep_webhook)
-forget_task: Any = ray.remote(**LIGHT)(forget_webhook)
+alone_task: Any = ray.remote(**LIGHT)(do_alone)
+together_task: Any = ray.remote(**TOGETHER)(do_together)
 warm_up_task: Any = ray.remote(**HEAVY)(warm_up)
+compile_task: Any = ray.remote(**HEAVY)(compile_loops)

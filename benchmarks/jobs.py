@@ -1,0 +1,257 @@
+"""CPU and latency of jobs, beside a consumer as tutorials write it: `python -m benchmarks.jobs`."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+from benchmarks.ingress import ingress_rates
+from benchmarks.receiver import Receiver, receiver
+from benchmarks.service import Store, store
+from benchmarks.timing import Comparison, machine, table
+from tests.support import encoded, music, service
+from waveflow_ray.aws.sqs import BATCH, Queue
+from waveflow_ray.local.aws import REGION
+from waveflow_ray.messages import AnalysisJob, HashJob, envelope
+
+KINDS = {"hash": (HashJob, 1.0), "analysis": (AnalysisJob, 60.0)}
+"""The job, and how long its files are (s)."""
+SHARE = 3.0
+"""Ours are to need so many times less CPU for a hash job."""
+WARM_UP = 50
+BEHIND = 200
+IDLE_PAUSE_S = 0.3
+
+
+@dataclass
+class Latency:
+    """From the message sent to the webhook received, ms."""
+
+    name: str
+    samples_ms: list[float]
+    targets_ms: tuple[float | None, float | None]
+
+    @property
+    def p50_ms(self) -> float:
+        return statistics.median(self.samples_ms)
+
+    @property
+    def p99_ms(self) -> float:
+        return sorted(self.samples_ms)[
+            min(len(self.samples_ms) - 1, len(self.samples_ms) * 99 // 100)
+        ]
+
+
+@dataclass
+class Bench:
+    """What is measured: a queue for each of the two, one bucket, one receiver."""
+
+    aws: Store
+    hooks: Receiver
+    queues: dict[str, Queue] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def send(self, who: str, kind: str, count: int) -> set[str]:
+        """Send jobs, each about an object of its own; returns their stems."""
+        job, seconds = KINDS[kind]
+        bodies: dict[str, str] = {}
+        for _ in range(count):
+            number = next(self._numbers)
+            key = self._upload(kind, number, seconds)
+            bodies[f"{kind}-{number}"] = envelope(
+                job, f"{kind}-{number}", stemId=f"{kind}-{number}", filepath=key
+            )
+        texts = list(bodies.values())
+        for start in range(0, count, BATCH):
+            self.queues[who].client.send_message_batch(
+                QueueUrl=self.queues[who].url,
+                Entries=[
+                    {"Id": str(n), "MessageBody": text}
+                    for n, text in enumerate(texts[start : start + BATCH])
+                ],
+            )
+        return set(bodies)
+
+    def _upload(self, kind: str, number: int, seconds: float) -> str:
+        content = _sound(seconds)
+        if kind == "hash":  # no two files are the same
+            content = content[:-8] + number.to_bytes(8, "little")
+        key = f"bench/{kind}-{number if kind == 'hash' else number % 4}.wav"
+        self.aws.bucket.put(key, content, "audio/wav")
+        return key
+
+    def empty(self, who: str) -> bool:
+        facts = self.queues[who].facts()
+        return facts.visible == facts.in_flight == 0
+
+
+_sounds: dict[float, bytes] = {}
+
+
+def _sound(seconds: float) -> bytes:
+    if seconds not in _sounds:
+        _sounds[seconds] = encoded(music(seconds))
+    return _sounds[seconds]
+
+
+def cpu_of(process: psutil.Process) -> float:
+    """CPU seconds that a process and all below it have used so far; ended ones count."""
+    total = 0.0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            times = one.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+        except psutil.Error:
+            continue
+    return total
+
+
+def block(bench: Bench, who: str, process: psutil.Process, kind: str, count: int) -> float:
+    """CPU seconds per 1,000 jobs, from the first message to the last one's deletion."""
+    before = cpu_of(process)
+    stems = bench.send(who, kind, count)
+    bench.hooks.wait_for(stems)
+    while not bench.empty(who):
+        time.sleep(0.05)
+    return (cpu_of(process) - before) / count * 1000
+
+
+def cpu(
+    bench: Bench, processes: dict[str, psutil.Process], kind: str, count: int, runs: int
+) -> Comparison:
+    """Blocks of jobs in turn, after one of each that does not count."""
+    for who, process in processes.items():
+        block(bench, who, process, kind, min(count, WARM_UP))
+    pairs = [
+        [block(bench, who, process, kind, count) for who, process in processes.items()]
+        for _ in range(runs)
+    ]
+    ours, theirs = zip(*pairs, strict=True)
+    target = 1 / SHARE if kind == "hash" else None
+    seconds = KINDS[kind][1]
+    return Comparison(
+        f"{kind} of a {seconds:g} s WAV", "a plain consumer", [*ours], [*theirs], target
+    )
+
+
+def latency(
+    bench: Bench, name: str, samples: int, targets: tuple[float | None, float | None]
+) -> Latency:
+    """One hash job after the other, at a pace that leaves the service idle between."""
+    sent: dict[str, float] = {}
+    for _ in range(samples):
+        (stem,) = bench.send("ours", "hash", 1)
+        sent[stem] = time.time()
+        time.sleep(IDLE_PAUSE_S)
+    came = bench.hooks.wait_for(set(sent))
+    return Latency(name, [1000 * (came[stem] - when) for stem, when in sent.items()], targets)
+
+
+@contextmanager
+def both(runs_dir: Path) -> Iterator[tuple[Bench, dict[str, psutil.Process]]]:
+    """The service and the plain consumer, each at a queue of its own."""
+    with ExitStack() as stack:
+        bench = Bench(stack.enter_context(store()), stack.enter_context(receiver()))
+        bench.queues = {who: bench.aws.queue(who) for who in ("ours", "theirs")}
+        env = {
+            "AWS_ENDPOINT_URL": bench.aws.endpoint,
+            "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,
+            "S3_BUCKET_NAME": bench.aws.name,
+            "WEBHOOK_URL": bench.hooks.url,
+            "POLL_WAIT_S": "10",
+            "VISIBILITY_TIMEOUT_S": "90",
+        }
+        ours = stack.enter_context(
+            service(env | {"SQS_QUEUE_URL": bench.queues["ours"].url}, runs_dir)
+        )
+        theirs = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.plain"],
+            env=os.environ | env | {"SQS_QUEUE_URL": bench.queues["theirs"].url},
+        )
+        stack.callback(theirs.wait)
+        stack.callback(theirs.terminate)
+        yield (
+            bench,
+            {
+                "ours": psutil.Process(ours.process.pid),
+                "theirs": psutil.Process(theirs.pid),
+            },
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="CPU of all processes of the service for each job, beside a plain consumer; "
+        "latency; what one ingress can do. S3 and SQS are those of AWS_ENDPOINT_URL, else moto's, "
+        "which then is the limit of what is measured; its CPU and the receiver's do not count.",
+        epilog="Example: python -m benchmarks.jobs --kinds hash --runs 7",
+    )
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--jobs", type=int, default=500, help="hash jobs in a block (500)")
+    parser.add_argument("--analyses", type=int, default=20, help="analyses in a block (20)")
+    parser.add_argument("--runs", type=int, default=5, help="pairs of blocks (5)")
+    parser.add_argument("--samples", type=int, default=30, help="latencies (30); 0 for none")
+    parser.add_argument("--ingress", type=int, default=3000, help="no-op jobs (3000); 0 for none")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    counts: dict[str, int] = {"hash": options.jobs, "analysis": options.analyses}
+    rows: list[Comparison] = []
+    latencies: list[Latency] = []
+    rates: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder, both(Path(folder)) as (bench, processes):
+        backend = bench.aws.backend
+        for kind in options.kinds:
+            rows.append(cpu(bench, processes, kind, counts[kind], options.runs))
+        if options.samples:
+            latencies.append(latency(bench, "idle", options.samples, (40.0, 200.0)))
+            waiting = bench.send("ours", "analysis", BEHIND)
+            name = f"behind {BEHIND} analyses"
+            latencies.append(latency(bench, name, options.samples, (1000.0, None)))
+            bench.hooks.wait_for(waiting)
+    if options.ingress:
+        rates = ingress_rates(options.ingress)
+    if options.json:
+        found = {
+            "backend": backend,
+            "cpu_s_for_1000_jobs": [row.as_dict() for row in rows],
+            "latencies": [
+                asdict(one) | {"p50_ms": one.p50_ms, "p99_ms": one.p99_ms} for one in latencies
+            ],
+            "ingress_jobs_per_s": rates,
+        }
+        print(json.dumps(found, indent=2))
+        return 0
+    limit = "; moto is the limit: read CPU, not latency" if backend == "moto" else ""
+    print(f"{machine()}; S3 and SQS: {backend}{limit}\n\nCPU seconds for 1,000 jobs:\n")
+    print(table(rows))
+    if latencies:
+        print(
+            "\n| message sent to webhook received | p50 ms | p99 ms | targets |"
+            "\n| --- | --- | --- | --- |"
+        )
+        for one in latencies:
+            targets = " / ".join("–" if t is None else f"≤ {t:g}" for t in one.targets_ms)
+            print(f"| {one.name} | {one.p50_ms:.0f} | {one.p99_ms:.0f} | {targets} |")
+    if rates:
+        print("\n| one ingress | jobs/s |\n| --- | --- |")
+        for name, rate in rates.items():
+            print(f"| {name} | {rate:.0f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
