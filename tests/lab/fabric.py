@@ -76,6 +76,7 @@ class Fabric:
         for name in self.hosts.keys() - running.keys():
             self.end(name)
         for name in running.keys() - self.hosts.keys():
+            self.metadata.add(running[name])
             self.boot(name, running[name])
         overdue = self.metadata.overdue(running.keys())
         if overdue:

@@ -6,6 +6,7 @@ when the block is left, and also when the process that opened it is killed.
 
 from __future__ import annotations
 
+import compileall
 import ctypes
 import json
 import os
@@ -81,12 +82,12 @@ class Lab:
         self.shared = {
             "PATH": f"{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "PYTHONPATH": str(REPOSITORY),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "NUMBA_CACHE_DIR": str(self.folder / "numba"),  # compiled once, not on every host
             "AWS_ENDPOINT_URL": ENDPOINT,
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         self.node_env = self.shared | (node_env or {})
+        self._clients: dict[str, Any] = {}
         self._guard: subprocess.Popen[bytes] | None = None
         self._outside = -1
         self._pid = 0
@@ -134,6 +135,11 @@ class Lab:
 
     def client(self, service: str) -> Any:
         """A boto3 client of the administrator."""
+        if service not in self._clients:
+            self._clients[service] = self._new_client(service)
+        return self._clients[service]
+
+    def _new_client(self, service: str) -> Any:
         return boto3.client(
             service,
             region_name=self.region,
@@ -211,6 +217,8 @@ class Lab:
         return (self.folder / "out/moto.log").read_text(errors="replace").splitlines()
 
     def _start(self) -> None:
+        # Who logs in on a host could not keep what is compiled there.
+        compileall.compile_dir(REPOSITORY / "waveflow_ray", quiet=1)
         visible = dict.fromkeys(map(str, (REPOSITORY, sys.prefix, sys.base_prefix)))
         lab_env = {
             "LAB": str(self.folder),

@@ -34,9 +34,16 @@ class Metadata:
         self.instances: dict[str, dict[str, Any]] = {}
         """By private address, as EC2 describes them."""
 
+    def add(self, instance: dict[str, Any]) -> None:
+        """Have its role's credentials at hand: boto3 waits a second for them, and no longer."""
+        profile = instance.get("IamInstanceProfile", {}).get("Arn", "").rpartition("/")[2]
+        if profile and profile not in self._credentials:
+            self._credentials[profile] = self._credentials_of(profile)
+
     def start(self) -> None:
         """Serve in threads of this process."""
-        metadata, tokens = self, set()
+        metadata = self
+        tokens: set[str] = set()
 
         class Handler(BaseHTTPRequestHandler):
             def do_PUT(self) -> None:
@@ -66,7 +73,13 @@ class Metadata:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        server = ThreadingHTTPServer(ADDRESS, Handler)
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                pass  # a host that ends in the middle of a question
+
+        server = Server(ADDRESS, Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def find(self, address: str, path: str) -> str | None:
@@ -85,7 +98,7 @@ class Metadata:
         if item.startswith("iam/security-credentials"):
             if not role:
                 return None
-            return role if item.endswith("credentials") else self._credentials_of(role)
+            return role if item.endswith("credentials") else self._credentials[role]
         if item == "spot/instance-action":
             return self._notice(instance["InstanceId"])
         return {
@@ -113,22 +126,20 @@ class Metadata:
         return json.dumps({"action": "terminate", "time": due})
 
     def _credentials_of(self, profile: str) -> str:
-        """Those of the one role in a profile, kept: they outlive the lab."""
-        if profile not in self._credentials:
-            found = boto3.client("iam").get_instance_profile(InstanceProfileName=profile)
-            (role,) = found["InstanceProfile"]["Roles"]
-            got = boto3.client("sts").assume_role(
-                RoleArn=role["Arn"], RoleSessionName="lab", DurationSeconds=43200
-            )["Credentials"]
-            self._credentials[profile] = json.dumps(
-                {
-                    "Code": "Success",
-                    "Type": "AWS-HMAC",
-                    "AccessKeyId": got["AccessKeyId"],
-                    "SecretAccessKey": got["SecretAccessKey"],
-                    "Token": got["SessionToken"],
-                    "LastUpdated": "2026-01-01T00:00:00Z",
-                    "Expiration": got["Expiration"].strftime("%Y-%m-%dT%H:%M:%SZ"),
-                }
-            )
-        return self._credentials[profile]
+        """Those of the one role in a profile; they outlive the lab."""
+        found = boto3.client("iam").get_instance_profile(InstanceProfileName=profile)
+        (role,) = found["InstanceProfile"]["Roles"]
+        got = boto3.client("sts").assume_role(
+            RoleArn=role["Arn"], RoleSessionName="lab", DurationSeconds=43200
+        )["Credentials"]
+        return json.dumps(
+            {
+                "Code": "Success",
+                "Type": "AWS-HMAC",
+                "AccessKeyId": got["AccessKeyId"],
+                "SecretAccessKey": got["SecretAccessKey"],
+                "Token": got["SessionToken"],
+                "LastUpdated": "2026-01-01T00:00:00Z",
+                "Expiration": got["Expiration"].strftime("%Y-%m-%dT%H:%M:%SZ"),
+            }
+        )

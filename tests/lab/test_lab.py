@@ -74,7 +74,7 @@ class Cluster:
                 ledger.batches.append(more)
                 for body in more.bodies:
                     self.account.queue.send(body)
-            time.sleep(0.3)
+            time.sleep(1.0)
 
     def busy_worker(self, ledger: Ledger) -> str:
         """Id of an instance that is at work on a mix, among those that were seen to join."""
