@@ -64,18 +64,19 @@ class Bench:
     queues: dict[str, Queue] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
-    def send(self, who: str, kind: str, count: int) -> set[str]:
-        """Send jobs, each about an object of its own; returns their stems."""
+    def prepared(self, kind: str, count: int) -> dict[str, str]:
+        """Messages by stem, each about an object of its own, which is there then."""
         job, seconds = KINDS[kind]
         bodies: dict[str, str] = {}
         for _ in range(count):
             number = next(self._numbers)
-            key = self._upload(kind, number, seconds)
-            bodies[f"{kind}-{number}"] = envelope(
-                job, f"{kind}-{number}", stemId=f"{kind}-{number}", filepath=key
-            )
+            key, stem = self._upload(kind, number, seconds), f"{kind}-{number}"
+            bodies[stem] = envelope(job, stem, stemId=stem, filepath=key)
+        return bodies
+
+    def send(self, who: str, bodies: dict[str, str]) -> None:
         texts = list(bodies.values())
-        for start in range(0, count, BATCH):
+        for start in range(0, len(texts), BATCH):
             self.queues[who].client.send_message_batch(
                 QueueUrl=self.queues[who].url,
                 Entries=[
@@ -83,7 +84,6 @@ class Bench:
                     for n, text in enumerate(texts[start : start + BATCH])
                 ],
             )
-        return set(bodies)
 
     def _upload(self, kind: str, number: int, seconds: float) -> str:
         content = _sound(seconds)
@@ -121,9 +121,10 @@ def cpu_of(process: psutil.Process) -> float:
 
 def block(bench: Bench, who: str, process: psutil.Process, kind: str, count: int) -> float:
     """CPU seconds per 1,000 jobs, from the first message to the last one's deletion."""
+    bodies = bench.prepared(kind, count)
     before = cpu_of(process)
-    stems = bench.send(who, kind, count)
-    bench.hooks.wait_for(stems)
+    bench.send(who, bodies)
+    bench.hooks.wait_for(set(bodies))
     while not bench.empty(who):
         time.sleep(0.05)
     return (cpu_of(process) - before) / count * 1000
@@ -153,8 +154,9 @@ def latency(
     """One hash job after the other, at a pace that leaves the service idle between."""
     sent: dict[str, float] = {}
     for _ in range(samples):
-        (stem,) = bench.send("ours", "hash", 1)
-        sent[stem] = time.time()
+        bodies = bench.prepared("hash", 1)
+        sent |= dict.fromkeys(bodies, time.time())
+        bench.send("ours", bodies)
         time.sleep(IDLE_PAUSE_S)
     came = bench.hooks.wait_for(set(sent))
     return Latency(name, [1000 * (came[stem] - when) for stem, when in sent.items()], targets)
@@ -218,10 +220,11 @@ def main() -> int:
             rows.append(cpu(bench, processes, kind, counts[kind], options.runs))
         if options.samples:
             latencies.append(latency(bench, "idle", options.samples, (40.0, 200.0)))
-            waiting = bench.send("ours", "analysis", BEHIND)
+            waiting = bench.prepared("analysis", BEHIND)
+            bench.send("ours", waiting)
             name = f"behind {BEHIND} analyses"
             latencies.append(latency(bench, name, options.samples, (1000.0, None)))
-            bench.hooks.wait_for(waiting)
+            bench.hooks.wait_for(set(waiting))
     if options.ingress:
         rates = ingress_rates(options.ingress)
     if options.json:

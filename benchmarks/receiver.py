@@ -66,7 +66,7 @@ class Receiver:
         while not stems <= (came := self.came()).keys():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{len(stems - came.keys())} webhooks did not come")
-            time.sleep(0.05)
+            time.sleep(0.1)
         return came
 
 
