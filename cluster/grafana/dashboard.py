@@ -166,6 +166,12 @@ KEEPING_UP = [
         about="At their slots, more nodes would help.",
     ),
     lines("Nodes", "short", (NODES, "{{type}}"), stack=True),
+    lines(
+        "CPUs wanted",
+        "short",
+        ("max(ray_waveflow_cpus_wanted)", "for TARGET_LATENCY_S"),
+        about="What the autoscaler is asked for. Beyond max_workers, the target is missed.",
+    ),
 ]
 
 FAILING = [
