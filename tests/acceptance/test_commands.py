@@ -183,6 +183,27 @@ def test_local_is_a_whole_platform(tmp_path: Path) -> None:
         process.wait()
 
 
+def test_local_without_the_service_is_what_it_talks_to(tmp_path: Path) -> None:
+    """A service elsewhere is well with what it prints; SIGTERM ends it with exit 0."""
+    output = tmp_path / "output"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [WAVEFLOW, "local", "--no-service"], stdout=log, stderr=log, cwd=tmp_path
+        )
+    try:
+        wait_until(lambda: "Webhooks are written" in output.read_text(), 90, output.read_text)
+        lines = [line for line in output.read_text().splitlines() if line.startswith("export ")]
+        env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        report = waveflow("health", env=env)
+        for name in ("s3", "sqs", "webhook"):
+            assert f"ok   {name} " in report
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, output.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_the_demo_holds_what_it_promises(tmp_path: Path) -> None:
     """A short song through everything: exit 0, a page, and every expectation by name."""
     report = json.loads(
