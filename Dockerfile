@@ -34,7 +34,7 @@ RUN which rsync ssh > /dev/null \
      && rm -rf /var/lib/apt/lists/*)
 RUN getent passwd 1000 > /dev/null \
  || useradd --create-home --shell /bin/bash --uid 1000 --gid users ray
-RUN install -d -o 1000 -g users /var/cache/numba \
+RUN install -d -o 1000 -g users /home/ray /var/cache/numba \
  && install -d -o 1000 -g users -m 700 /home/ray/.ray
 # Ray reads HOME from here, and mounts files below it.
 ENV HOME=/home/ray \
@@ -44,11 +44,11 @@ ENV HOME=/home/ray \
 WORKDIR /home/ray
 
 COPY constraints.txt /opt/waveflow/
-RUN --mount=type=bind,from=requirements,source=/build,target=/requirements \
-    python -m pip install --no-cache-dir --root-user-action ignore \
-    -c /opt/waveflow/constraints.txt -r /requirements/requirements.txt
-RUN --mount=type=bind,from=wheel,source=/build/wheel,target=/wheel \
-    python -m pip install --no-cache-dir --root-user-action ignore --no-deps /wheel/*.whl
+COPY --from=requirements /build/requirements.txt /opt/waveflow/
+RUN python -m pip install --no-cache-dir --root-user-action ignore \
+    -c /opt/waveflow/constraints.txt -r /opt/waveflow/requirements.txt
+COPY --from=wheel /build/wheel/ /opt/waveflow/wheel/
+RUN python -m pip install --no-cache-dir --root-user-action ignore --no-deps /opt/waveflow/wheel/*.whl
 
 USER 1000
 RUN python -m waveflow_ray.audio.warm

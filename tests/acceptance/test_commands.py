@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,28 @@ def test_local_is_a_whole_platform(tmp_path: Path) -> None:
         paths = [json.loads(line)["path"] for line in journal.read_text().splitlines()]
         assert paths == ["/hash-check", "/completion", "/mixing-complete"]
         process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, output.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_local_without_the_service_is_what_it_talks_to(tmp_path: Path) -> None:
+    """Bucket, queues and server are where it says; SIGTERM ends it with exit 0."""
+    output = tmp_path / "output"
+    with output.open("wb") as log:
+        process = subprocess.Popen(
+            [WAVEFLOW, "local", "--no-service"], stdout=log, stderr=log, cwd=tmp_path
+        )
+    try:
+        wait_until(lambda: "Webhooks are written" in output.read_text(), 90, output.read_text)
+        lines = [line for line in output.read_text().splitlines() if line.startswith("export ")]
+        env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        waveflow("index", env=env)
+        waveflow("dlq", "list", env=env)
+        with urllib.request.urlopen(env["WEBHOOK_URL"], timeout=10) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, output.read_text()
     finally:
         process.kill()
