@@ -25,6 +25,8 @@ from tests.lab.limits import MemoryLimits
 from tests.lab.metadata import Metadata
 
 LOOK_S = 0.5
+START_S = 120.0
+"""Longest time that other hosts wait for one to be set up."""
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Host:
 
     unshare: subprocess.Popen[bytes]
     pid: int
+    booted: float
 
 
 class Fabric:
@@ -75,13 +78,26 @@ class Fabric:
         self.metadata.instances = {i["PrivateIpAddress"]: i for i in running.values()}
         for name in self.hosts.keys() - running.keys():
             self.end(name)
-        for name in running.keys() - self.hosts.keys():
-            self.metadata.add(running[name])
-            self.boot(name, running[name])
+        waiting = sorted(running.keys() - self.hosts.keys())
+        if waiting and not self.starting(running):
+            self.metadata.add(running[waiting[0]])
+            self.boot(waiting[0], running[waiting[0]])
         overdue = self.metadata.overdue(running.keys())
         if overdue:
             print("their time is up:", *overdue)
             self.ec2.terminate_instances(InstanceIds=overdue)
+
+    def starting(self, running: dict[str, dict[str, Any]]) -> bool:
+        """Whether a host is still being set up: the others wait, as if EC2 had needed longer.
+
+        Ray gives a node 30 s to start. Two CPUs do that for one at a time, not for three.
+        """
+        done = {"Key": "ray-node-status", "Value": "up-to-date"}
+        deadline = time.monotonic() - START_S
+        return any(
+            done not in running[name].get("Tags", []) and host.booted > deadline
+            for name, host in self.hosts.items()
+        )
 
     def boot(self, name: str, instance: dict[str, Any]) -> None:
         """Start the host of an instance."""
@@ -119,7 +135,7 @@ class Fabric:
         cable = f"veth{self.started}"
         _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
         _ip("link", "set", cable, "master", "br0", "up")
-        self.hosts[name] = Host(unshare, pid)
+        self.hosts[name] = Host(unshare, pid, time.monotonic())
         (folder / "pid").write_text(str(pid))
         print(f"{time.time():.2f} booted {name} {instance['PrivateIpAddress']}")
 
