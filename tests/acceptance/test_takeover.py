@@ -81,7 +81,7 @@ def test_a_new_version_takes_over_in_the_middle_of_work(world: World, tmp_path: 
     """Every job is told of once, by either; a version that does not work changes nothing."""
     world.bucket.put("takeover/a.wav", encoded(music(0.5)), "x")
     broken = Version(tmp_path / "broken", "8.8.8")
-    broken.change("runtime/tasks.py", "    bucket_of(settings)\n\n\nlight", "    1 / 0\n\n\nlight")
+    broken.change("runtime/tasks.py", "    bucket_of(settings)\n", "    1 / 0\n")
     better = Version(tmp_path / "better", "9.9.9")
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short,  # for Ray's sockets

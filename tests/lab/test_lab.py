@@ -5,6 +5,7 @@ One cluster for all tests, in the order of this file: `make lab`.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from tests.chaos import feeding
 from tests.lab.cluster import MAX_WORKERS, Account, deploy, open_lab, project_config, write
 from tests.lab.conftest import TIMES
-from tests.lab.lab import GATEWAY, Lab, why_not
+from tests.lab.lab import GATEWAY, REPOSITORY, Lab, why_not
 from tests.lab.traffic import Batch, Ledger, Sizes, make_batch
+from tests.prometheus import ask, check_queries, dashboard_queries, rules
 from tests.support import Receiver, make_wheel, receiver, wait_until
+from waveflow_ray.metrics import TABLE
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
@@ -31,6 +35,14 @@ MORE = Sizes(hashes=0, analyses=0, duplicates=0, mixes=12, bad=0)
 WORKERS = MAX_WORKERS
 NOTICE_S = 25.0
 """Shorter than the two minutes of EC2."""
+
+
+PROMETHEUS = f"""
+mkdir /tmp/prometheus; cd /tmp/prometheus; cp {REPOSITORY}/cluster/prometheus/*.yml .
+setsid prometheus --config.file=prometheus.yml --storage.tsdb.path=data \\
+    --web.listen-address=:9090 > log 2>&1 < /dev/null &
+"""
+"""Prometheus on the head, with our rules; Debian's package."""
 
 
 @dataclass
@@ -138,7 +150,10 @@ def cluster() -> Iterator[Cluster]:
         clock = Clock()
         lab.operator(f"ray up --no-config-cache -y {path}", PATIENCE_S)
         clock.note("ray up")
-        yield Cluster(lab, config, path, account, main_server)
+        cluster = Cluster(lab, config, path, account, main_server)
+        if shutil.which("prometheus"):
+            lab.node(cluster.head(), PROMETHEUS, user="root")
+        yield cluster
 
 
 def test_the_service_runs_after_ray_up(cluster: Cluster) -> None:
@@ -303,6 +318,27 @@ def test_without_spot_capacity_workers_are_on_demand(cluster: Cluster) -> None:
         assert kinds == {"worker-ondemand"}
     finally:
         cluster.lab.spot_capacity(True)
+    cluster.settle(ledger)
+
+
+def test_prometheus_has_every_metric(cluster: Cluster) -> None:
+    """Each metric of the documents, and data for each query of the dashboard; the rules load."""
+    if not shutil.which("prometheus"):
+        pytest.skip("Debian's package prometheus is not installed")
+    (head,) = [i for i in cluster.lab.instances() if i["InstanceId"] == cluster.head()]
+    url = f"http://{head['PrivateIpAddress']}:9090"
+    alerts = requests.get(f"{url}/api/v1/rules", timeout=30).json()["data"]["groups"]
+    found = {rule["name"] for group in alerts for rule in group["rules"]}
+    assert found == {rule.get("alert") or rule["record"] for rule in rules()}
+    assert check_queries(url) == []
+
+    def without_data() -> list[str]:
+        names = [f"ray_{m.name}" + "_count" * (m.kind == "histogram") for m in TABLE]
+        queries = names + [query for query in dashboard_queries() if "ALERTS" not in query]
+        return [answer.query for answer in (ask(url, q) for q in queries) if not answer.series]
+
+    ledger = cluster.ledger()
+    cluster.mixes_until(ledger, lambda: without_data() == [])
     cluster.settle(ledger)
 
 
