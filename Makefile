@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 IMAGE ?= waveflow:local
 
-.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix bench-jobs fuzz chaos soak lab image lock clean
+.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix bench-jobs fuzz chaos soak lab lab-slow image lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -28,7 +28,7 @@ test-unit: $(STAMP) ## the tests that need no Ray and no sockets, in seconds
 	$(BIN)/python -m pytest tests/unit
 
 test-slow: $(STAMP) ## tests that `make test` leaves out; one needs redis-server
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not lab'
 
 check: lint audit test ## what CI runs: format, lint, types, known vulnerabilities, tests
 
@@ -61,7 +61,10 @@ chaos: $(STAMP) ## thousands of jobs while everything is killed and every answer
 	$(BIN)/python -m tests.chaos
 
 lab: $(STAMP) ## `ray up` of the cluster file on hosts in namespaces of this machine; needs root
-	$(BIN)/python -m pytest -m lab tests/lab
+	$(BIN)/python -m pytest -m 'lab and not slow' tests/lab
+
+lab-slow: $(STAMP) ## two of the heaviest jobs at once on a node of 4 GB, for 10 minutes; needs root
+	$(BIN)/python -m pytest -m 'lab and slow' tests/lab
 
 image: ## the container image, by docker, podman or buildah; ENGINE=, IMAGE=, BASE=, CPU=, EXTRAS= and SOURCE= change how
 	@engine="$(ENGINE)"; test -n "$$engine" || for engine in docker podman buildah none; do \

@@ -13,6 +13,8 @@ from waveflow_ray.release import release
 from waveflow_ray.runtime.placement import INGRESS, NAMESPACES, REPORTER
 from waveflow_ray.settings import Settings
 
+ANSWER_TIMEOUT_S = 10.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,10 +48,18 @@ def find_actors() -> Service:
     """
     found = services()
     if len(found) > 1:
-        found.sort(key=lambda service: ray.get(service.ingress.takes_over.remote()))
+        found.sort(key=_not_in_charge)
     if not found:
         raise ValueError("there is no ingress")
     return found[0]
+
+
+def _not_in_charge(service: Service) -> bool:
+    try:
+        waits: bool = ray.get(service.ingress.takes_over.remote(), timeout=ANSWER_TIMEOUT_S)
+    except ray.exceptions.RayError:
+        return True
+    return waits
 
 
 def services() -> list[Service]:
