@@ -86,7 +86,8 @@ def test_a_new_version_takes_over_in_the_middle_of_work(world: World, tmp_path: 
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short,  # for Ray's sockets
         receiver() as main_server,
-        ray_head(world.env | {"RAY_TMPDIR": short}) as address,
+        # Compiling takes longer than all else here.
+        ray_head(world.env | {"RAY_TMPDIR": short, "NUMBA_DISABLE_JIT": "1"}) as address,
     ):
         env = world.env | {
             "RAY_ADDRESS": address,
@@ -104,9 +105,8 @@ def test_a_new_version_takes_over_in_the_middle_of_work(world: World, tmp_path: 
             assert failed.returncode == 1, failed.stdout + failed.stderr
             assert "the old one goes on" in failed.stderr
             assert "ZeroDivisionError" in failed.stderr
-            status = json.loads(waveflow("status", "--json", env=env))
-            assert status["release"].startswith(f"{__version__}+")
             seen = len(main_server.accepted)
+            wait_until(lambda: len(main_server.accepted) > seen, 60, main_server.summary)
             done = better.waveflow(*TAKE_OVER, env=env)
             assert done.returncode == 0, done.stdout + done.stderr
             assert "WaveFlow 9.9.9+" in done.stdout
