@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -286,10 +285,10 @@ def test_ray_up_again_after_everything_died_on_the_head(cluster: Cluster) -> Non
     )
 
 
-def test_a_new_version_takes_over_under_load(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_new_version_takes_over_under_load(cluster: Cluster) -> None:
     """cluster/deploy, while mixes are in hand: none is lost, none is told of twice."""
     ledger = cluster.ledger()
-    wheel = make_wheel(tmp_path, "9.9.9")
+    wheel = make_wheel(cluster.lab.folder, "9.9.9")
     command = f"cluster/deploy --config {cluster.path} {wheel}"
     clock = Clock()
     with ThreadPoolExecutor(1) as threads:

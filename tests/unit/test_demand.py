@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from waveflow_ray.outcomes import Usage
-from waveflow_ray.runtime.demand import Backlog, Costs, cpus_needed
+from waveflow_ray.runtime.demand import Backlog, Costs, cpus_needed, next_request
 
 TARGET_S = 60.0
 
@@ -73,3 +73,14 @@ def test_more_to_do_never_needs_less(
     now = cpus_needed(Backlog(in_hand, queued, age_s), costs, target_s)
     assert cpus_needed(Backlog(in_hand, queued + 1, age_s), costs, target_s) >= now >= 0
     assert cpus_needed(Backlog(in_hand, queued, age_s + 1), costs, target_s) >= now
+
+
+@given(st.integers(1, 500), st.integers(1, 40), st.sampled_from([(8, 2), (2, 8), (2,)]))
+def test_all_nodes_that_are_permitted_come(wanted: int, most: int, steps: tuple[int, ...]) -> None:
+    """The autoscaler does nothing for a request beyond its limit; in steps the limit is reached."""
+    have = 1
+    for turn in range(200):
+        asked = next_request(wanted, have, 0, steps[turn % len(steps)])
+        if asked <= most * 2 + 1:
+            have = max(have, 1 + -(-(asked - 1) // 2) * 2)
+    assert have >= min(wanted, most * 2 + 1)

@@ -20,7 +20,7 @@ from waveflow_ray.logs import LogTail, configure_logging
 from waveflow_ray.metrics import Metrics
 from waveflow_ray.outcomes import Webhook
 from waveflow_ray.release import release
-from waveflow_ray.runtime.autoscaler import ask_for_cpus
+from waveflow_ray.runtime.autoscaler import asker
 from waveflow_ray.runtime.batches import Batches, LostError
 from waveflow_ray.runtime.courier import Courier
 from waveflow_ray.runtime.executor import RayExecutor, alive_nodes
@@ -114,7 +114,8 @@ class IngressActor:
         self._executor = RayExecutor(settings)
         self._ingress = Ingress(settings, leases, self._executor, courier, metrics=metrics)
         flush = RayExporter(metrics).flush
-        self._watch = Watch(self._ingress, metrics, _alive_nodes, ask_for_cpus, flush)
+        self._ask_for_cpus = asker()
+        self._watch = Watch(self._ingress, metrics, _alive_nodes, self._ask_for_cpus, flush)
         self._takes_over = replaces is not None
         self._work = asyncio.create_task(self._run(replaces))
         self._work.add_done_callback(self._end_if_broken)
@@ -143,7 +144,7 @@ class IngressActor:
     async def drain(self, timeout_s: float) -> dict[str, int]:
         """See `Ingress.drain`. The autoscaler need not keep anything for this service then."""
         result = await self._ingress.drain(timeout_s)
-        await ask_for_cpus(0)
+        await self._ask_for_cpus(0)
         return result
 
     async def status(self) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from waveflow_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+STARVED_S = 20.0
+"""A cell that runs has something to show sooner."""
+
 
 def do_cell(cell: Cell, settings: Settings) -> Iterator[CellOutput | JobError]:
     """A cell of a mix, in a worker process. A JobError comes as the last item."""
@@ -64,6 +67,9 @@ class Running:
 def render_on_ray(settings: Settings, parallelism: int) -> Render:
     """Runs a mix's cells as Ray tasks; windows come as they are ready, from any cell.
 
+    If nothing comes for a while, every CPU may be held by mixes that wait as this one does, on a
+    cluster that has lost nodes. Then a cell is done here.
+
     Args:
         parallelism: how many cells run at a time.
     """
@@ -85,7 +91,18 @@ def render_on_ray(settings: Settings, parallelism: int) -> Render:
                     live[start(following[1])] = Running(*following)
                 if not live:
                     return
-                ready: list[Any] = ray.wait(list(live), num_returns=1, fetch_local=False)[0]
+                ready: list[Any] = ray.wait(
+                    list(live), num_returns=1, timeout=STARVED_S, fetch_local=False
+                )[0]
+                if not ready:
+                    task = next(iter(live))
+                    starved = live.pop(task)
+                    ray.cancel(task, force=True)
+                    logger.warning("a mix cell is done where the mix is: no task has begun")
+                    rest = starved.cell.resumed(starved.windows_done)
+                    for output in cell_outputs(rest, Work(settings), _this_node()):
+                        yield starved.index, output
+                    continue
                 running = live.pop(ready[0])
                 is_window = running.cell.window is not None
                 try:

@@ -70,3 +70,14 @@ def cpus_needed(backlog: Backlog, costs: Costs, target_latency_s: float) -> int:
     cpu_s += costs.mean * backlog.queued
     left_s = max(target_latency_s - backlog.oldest_age_s, target_latency_s * LEAST_TIME_LEFT)
     return math.ceil(cpu_s / left_s)
+
+
+def next_request(wanted: int, have: int, coming: int, step: int) -> int:
+    """How many CPUs to ask for now: the autoscaler does nothing for more than it may start.
+
+    Args:
+        have: CPUs of the nodes that are there.
+        coming: CPUs of those that are being started.
+        step: CPUs that may be asked for beyond these.
+    """
+    return min(wanted, have + coming + step)

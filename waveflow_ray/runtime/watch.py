@@ -36,7 +36,7 @@ QUEUE_EVERY_S = 10.0
 DEAD_LETTERS_EVERY_S = 60.0
 NODES_EVERY_S = 10.0
 
-ASK_AGAIN_S = 10.0
+ASK_AGAIN_S = 5.0
 
 Nodes = Callable[[], Awaitable[list[dict[str, Any]]]]
 
@@ -131,7 +131,7 @@ class Watch:
         cpus = cpus_needed(ingress.backlog(queued), ingress.costs, target_s)
         self._metrics.set(CPUS_WANTED, cpus)
         now = time.monotonic()
-        again = cpus > 0 and now >= self._ask_again  # spot instances may have been refused
+        again = cpus > 0 and now >= self._ask_again  # more may be had now, or spot was refused
         if cpus != self._asked_for or again:
             await self._ask_for_cpus(cpus)
             self._asked_for, self._ask_again = cpus, now + ASK_AGAIN_S
