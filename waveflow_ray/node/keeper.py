@@ -30,6 +30,7 @@ METADATA_LOOK_S = 5.0
 AGAIN_S = 2.0
 SERVICE_AGAIN_S = 20.0
 RAY_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 180
 STARTED = "Ray runtime started"
 """What `ray start` prints when it is up."""
 
@@ -152,8 +153,10 @@ class Keeper:
 
     def _waveflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         code = {"PYTHONPATH": str(self._place.release)} if self._place.release.exists() else {}
+        # A Ray that dies meanwhile may never answer it.
+        command = ["timeout", "--kill-after=10", str(COMMAND_TIMEOUT_S), *WAVEFLOW, *arguments]
         done = subprocess.run(
-            [*WAVEFLOW, *arguments],
+            command,
             env=os.environ | code,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
