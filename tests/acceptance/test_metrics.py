@@ -49,7 +49,7 @@ def expected(wav_bytes: int) -> Samples:
         put(count, "webhooks_total", path=path, status="2xx", verdict="delivered")
     put(1, "nodes", type="head")
     put(0, "nodes", type="spot")
-    put(4, "slots", size="light")
+    put(40, "slots", size="light")
     put(0, "main_server_away")
     put(0, "oldest_job_age_seconds")
     put(0, "queue_messages", state="delayed")

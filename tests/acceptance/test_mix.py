@@ -136,6 +136,25 @@ def test_cells_run_on_all_nodes_and_survive_a_killed_worker(
     assert mix_bytes(world, survived) == here
 
 
+def test_a_mix_ends_though_every_cpu_is_held_by_others(
+    cluster: Cluster, world: World, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after nodes were lost, when mixes that wait for their cells hold all that is left."""
+    monkeypatch.setattr("waveflow_ray.runtime.cells.STARVED_S", 0.5)
+    keys = upload(world, "starved")
+    here = mix_bytes(world, run(settings, "unstarved", keys, None))
+    holder = ray.remote(num_cpus=1)(time.sleep)
+    held = [holder.remote(600.0) for _ in range(NODES)]
+    try:
+        wait_until(lambda: ray.available_resources().get("CPU", 0.0) == 0.0, 60)
+        starved = run(settings, "starved", keys, render_on_ray(settings, NODES))
+        assert mix_bytes(world, starved) == here
+    finally:
+        for ref in held:
+            ray.cancel(ref, force=True)
+        wait_until(lambda: ray.available_resources().get("CPU") == NODES, 60)
+
+
 def test_a_stem_that_breaks_late_fails_the_mix_and_leaves_nothing(
     cluster: Cluster, world: World, settings: Settings
 ) -> None:
