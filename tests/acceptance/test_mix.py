@@ -143,8 +143,12 @@ def test_a_mix_ends_though_every_cpu_is_held_by_others(
     monkeypatch.setattr("waveflow_ray.runtime.cells.STARVED_S", 0.5)
     keys = upload(world, "starved")
     here = mix_bytes(world, run(settings, "unstarved", keys, None))
-    holder = ray.remote(num_cpus=1)(time.sleep)
-    held = [holder.remote(600.0) for _ in range(NODES)]
+
+    @ray.remote(num_cpus=1)
+    def hold() -> None:
+        time.sleep(600.0)
+
+    held = [hold.remote() for _ in range(NODES)]
     try:
         wait_until(lambda: ray.available_resources().get("CPU", 0.0) == 0.0, 60)
         starved = run(settings, "starved", keys, render_on_ray(settings, NODES))
