@@ -22,10 +22,11 @@ demo: $(STAMP) ## a song through the whole service, on this machine
 	$(BIN)/waveflow demo
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 tests/unit tests/functional
+	$(BIN)/python -m pytest tests/acceptance
 
 test-unit: $(STAMP) ## the tests that need no Ray and no sockets, in seconds
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest -n 2 tests/unit
 
 test-slow: $(STAMP) ## tests that `make test` leaves out; one needs redis-server
 	$(BIN)/python -m pytest -m 'slow and not lab'

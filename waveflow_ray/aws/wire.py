@@ -225,9 +225,9 @@ class Wire:
                     connection.request(method, target, body or None, all_headers)
                     response = connection.getresponse()
                     break
-                except (OSError, HTTPException):
+                except BaseException as error:  # the time limit of a job, too
                     connection.close()
-                    if fresh:
+                    if fresh or not isinstance(error, (OSError, HTTPException)):
                         raise
         except (OSError, HTTPException, BotoCoreError, ValueError):
             self._off_until = self._clock() + OFF_S
