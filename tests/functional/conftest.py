@@ -1,4 +1,4 @@
-"""An AWS account that `cluster/account up` has made, on a moto server of its own."""
+"""Settings of a service; an account that `cluster/account up` has made, on a moto of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import boto3
 import pytest
 
 from tests.cloudformation import ACCOUNT, REGION, Stack
+from tests.support import World
 from waveflow_ray.local.aws import LocalAws
+from waveflow_ray.settings import Settings, load_settings
 
 SCRIPT = Path(__file__).parents[2] / "cluster" / "account"
 NAME = "band"
@@ -99,3 +101,16 @@ def account(bare_account: Account) -> Account:
     done = bare_account.run("up", "--stack", NAME, *given)
     assert done.returncode == 0, done.stderr
     return bare_account
+
+
+@pytest.fixture
+def settings(world: World, tmp_path: Path) -> Settings:
+    """Of a service that works on the test's own bucket and queue."""
+    return load_settings(
+        _env_file=None,
+        aws_endpoint_url=world.aws.endpoint,
+        s3_bucket_name=world.bucket.name,
+        sqs_queue_url=world.queue.url,
+        webhook_url="http://127.0.0.1:9",
+        scratch_dir=tmp_path / "scratch",
+    )

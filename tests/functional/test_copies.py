@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -21,19 +20,7 @@ from waveflow_ray.jobs.index import Indexed, index_bucket
 from waveflow_ray.jobs.work import copies_of
 from waveflow_ray.messages import DuplicateJob, HashJob
 from waveflow_ray.outcomes import Outcome
-from waveflow_ray.settings import Settings, load_settings
-
-
-@pytest.fixture
-def settings(world: World, tmp_path: Path) -> Settings:
-    return load_settings(
-        _env_file=None,
-        aws_endpoint_url=world.aws.endpoint,
-        s3_bucket_name=world.bucket.name,
-        sqs_queue_url=world.queue.url,
-        webhook_url="http://127.0.0.1:9",
-        scratch_dir=tmp_path / "scratch",
-    )
+from waveflow_ray.settings import Settings
 
 
 @pytest.fixture

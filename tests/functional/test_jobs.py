@@ -22,21 +22,9 @@ from waveflow_ray.jobs import perform
 from waveflow_ray.local.verify import mix_difference, peaks_difference
 from waveflow_ray.messages import AnalysisJob, CleanupJob, DuplicateJob, HashJob, HealthJob, MixJob
 from waveflow_ray.outcomes import Outcome
-from waveflow_ray.settings import Settings, load_settings
+from waveflow_ray.settings import Settings
 
 TOLERANCE = 1e-4
-
-
-@pytest.fixture
-def settings(world: World, tmp_path: Path) -> Settings:
-    return load_settings(
-        _env_file=None,
-        aws_endpoint_url=world.aws.endpoint,
-        s3_bucket_name=world.bucket.name,
-        sqs_queue_url=world.queue.url,
-        webhook_url="http://127.0.0.1:9",
-        scratch_dir=tmp_path / "scratch",
-    )
 
 
 def payload(outcome: Outcome) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 
@@ -14,19 +13,7 @@ from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.messages import DuplicateJob, HashJob
 from waveflow_ray.outcomes import COMPLETION, Outcome, Webhook
 from waveflow_ray.runtime.light import Do, Forget, Keep, LightWork, Result, do_alone, do_together
-from waveflow_ray.settings import Settings, load_settings
-
-
-@pytest.fixture
-def settings(world: World, tmp_path: Path) -> Settings:
-    return load_settings(
-        _env_file=None,
-        aws_endpoint_url=world.aws.endpoint,
-        s3_bucket_name=world.bucket.name,
-        sqs_queue_url=world.queue.url,
-        webhook_url="http://127.0.0.1:9",
-        scratch_dir=tmp_path / "scratch",
-    )
+from waveflow_ray.settings import Settings
 
 
 def together(group: list[LightWork], settings: Settings) -> dict[int, Result]:
