@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,24 +17,44 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sqs import SQSClient
 
+METADATA = {"metadata_service_timeout": 2, "metadata_service_num_attempts": 3}
+"""Seconds and attempts for an instance's credentials, where nothing else is set. By itself boto3
+asks once, for a second: on a node that is just starting and busy that can be too short."""
 CONNECT_TIMEOUT_S = 5
 READ_TIMEOUT_S = 30  # below the visibility timeout, above the long poll of 20 s
+_making = threading.Lock()  # a session is for one thread at a time
+
+
+def new_session() -> botocore.session.Session:
+    """A session that is patient with the instance metadata service."""
+    return botocore.session.Session(
+        session_vars={name: (name, f"AWS_{name.upper()}", at, int) for name, at in METADATA.items()}
+    )
+
+
+@lru_cache(maxsize=1)
+def _session() -> tuple[botocore.session.Session, boto3.Session]:
+    """Those of this process: credentials are fetched once, and renewed for all."""
+    core = new_session()
+    return core, boto3.Session(botocore_session=core)
 
 
 @lru_cache(maxsize=4)
 def s3_client(region: str, endpoint_url: str | None) -> S3Client:
     """The S3 client of this process. Thread-safe."""
-    return boto3.client(
-        "s3", region_name=region, endpoint_url=endpoint_url, config=_config(retries=4)
-    )
+    with _making:
+        return _session()[1].client(
+            "s3", region_name=region, endpoint_url=endpoint_url, config=_config(retries=4)
+        )
 
 
 @lru_cache(maxsize=4)
 def sqs_client(region: str, endpoint_url: str | None) -> SQSClient:
     """The SQS client of this process. Thread-safe."""
-    return boto3.client(
-        "sqs", region_name=region, endpoint_url=endpoint_url, config=_config(retries=3)
-    )
+    with _making:
+        return _session()[1].client(
+            "sqs", region_name=region, endpoint_url=endpoint_url, config=_config(retries=3)
+        )
 
 
 def s3_of(settings: Settings) -> S3Client:
@@ -44,11 +65,12 @@ def s3_of(settings: Settings) -> S3Client:
 @lru_cache(maxsize=8)
 def s3_wire(region: str, endpoint_url: str | None, bucket: str) -> Wire | None:
     """For the plain requests to a bucket; None where only boto3 can make them. Thread-safe."""
-    session = botocore.session.get_session()
+    client = s3_client(region, endpoint_url)
+    session, _ = _session()
     return wire_of(
-        s3_client(region, endpoint_url),
+        client,
         bucket,
-        boto3.Session(botocore_session=session).get_credentials(),
+        session.get_credentials(),
         session.get_config_variable("ca_bundle"),
         connect_timeout_s=CONNECT_TIMEOUT_S,
         read_timeout_s=READ_TIMEOUT_S,

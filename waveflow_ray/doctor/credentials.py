@@ -10,7 +10,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from waveflow_ray.aws.clients import s3_of
+from waveflow_ray.aws.clients import new_session, s3_of
 from waveflow_ray.doctor.findings import Finding, Group
 from waveflow_ray.settings import Settings
 
@@ -23,7 +23,7 @@ SKEW_FAIL_S = 300.0
 
 def check(settings: Settings) -> Iterator[Finding]:
     """Credentials, identity, clock."""
-    found = boto3.Session().get_credentials()
+    found = new_session().get_credentials()
     if found is None:
         yield GROUP.fail(
             "credentials",
@@ -40,7 +40,7 @@ def check(settings: Settings) -> Iterator[Finding]:
 def _identity(settings: Settings) -> Finding:
     if settings.aws_endpoint_url:
         return GROUP.ok("endpoint", f"{settings.aws_endpoint_url} is asked instead of AWS")
-    sts = boto3.client(
+    sts = boto3.Session(botocore_session=new_session()).client(
         "sts",
         region_name=settings.aws_region,
         config=Config(
