@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from benchmarks.service import Store, store
+from benchmarks.timing import Figure
 from waveflow_ray.aws.clients import sqs_client
 from waveflow_ray.aws.sqs import BATCH, Queue
 from waveflow_ray.local.aws import REGION
@@ -26,6 +27,7 @@ from waveflow_ray.webhooks import Answer, Verdict
 
 RESULT = {"audio_hash": "ab" * 32, "known_copies": []}
 AT_A_TIME = 4
+TARGETS = {1: 500.0, IN_A_TASK: 1000.0}
 
 
 def nothing(jobs: Sequence[Job]) -> list[Outcome]:
@@ -63,8 +65,8 @@ class Idle:
 class Counting:
     """An ingress in an actor of its own, whose webhooks are delivered at once."""
 
-    async def run(self, settings: Settings, in_a_task: int, count: int) -> float:
-        """Seconds from the first message to the last deletion."""
+    async def run(self, settings: Settings, in_a_task: int, count: int) -> tuple[float, float]:
+        """Seconds from the first message to the last deletion, and of this process's CPU."""
         queue = Queue(
             sqs_client(settings.aws_region, settings.aws_endpoint_url), str(settings.sqs_queue_url)
         )
@@ -74,20 +76,20 @@ class Counting:
             return Answer(Verdict.DELIVERED, "201")
 
         ingress = Ingress(settings, leases, Idle(in_a_task), Courier(post, settings))
-        started = time.monotonic()
+        started, cpu_s = time.monotonic(), time.process_time()
         working = asyncio.create_task(ingress.run())
         while ingress.counts["hash:SUCCESS"] < count:
             await asyncio.sleep(0.01)
         await leases.deleted()
-        passed = time.monotonic() - started
+        passed, cpu_s = time.monotonic() - started, time.process_time() - cpu_s
         await ingress.drain(10.0)
         working.cancel()
-        return passed
+        return passed, cpu_s
 
 
-def ingress_rates(count: int) -> dict[str, float]:
-    """Jobs/s of one ingress with a no-op task for each job, and for ten."""
-    rates = {}
+def ingress_rates(count: int) -> list[Figure]:
+    """Jobs/s of one ingress, and its CPU, with a no-op task for each job, and for ten."""
+    figures = []
     with store() as aws:
         settings = load_settings(
             _env_file=None,
@@ -104,12 +106,18 @@ def ingress_rates(count: int) -> dict[str, float]:
                 queue = _filled(aws, f"noop-{in_a_task}", count)
                 actor = ray.remote(**ACTOR)(Counting).remote()
                 own = settings.model_copy(update={"sqs_queue_url": queue.url})
-                seconds = ray.get(actor.run.remote(own, in_a_task, count))
+                seconds, cpu_s = ray.get(actor.run.remote(own, in_a_task, count))
                 ray.kill(actor)
-                rates[f"{in_a_task} to a task"] = count / seconds
+                name = f"one ingress, {in_a_task} no-op jobs to a task"
+                if in_a_task == 1:
+                    name = "one ingress, a no-op task for each job"
+                figures += [
+                    Figure(name, count / seconds, "jobs/s", TARGETS[in_a_task], at_least=True),
+                    Figure(f"{name}: its CPU", cpu_s / count * 1000, "ms/job"),
+                ]
         finally:
             ray.shutdown()
-    return rates
+    return figures
 
 
 def _filled(aws: Store, name: str, count: int) -> Queue:

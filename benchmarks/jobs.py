@@ -11,48 +11,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import ray
 
 from benchmarks.ingress import ingress_rates
 from benchmarks.receiver import Receiver, receiver
 from benchmarks.service import Store, store
-from benchmarks.timing import Comparison, machine, table
+from benchmarks.timing import Comparison, Figure, Report
 from tests.support import encoded, music, service
 from waveflow_ray.aws.sqs import BATCH, Queue
 from waveflow_ray.local.aws import REGION
 from waveflow_ray.messages import AnalysisJob, HashJob, envelope
 
-KINDS = {"hash": (HashJob, 1.0), "analysis": (AnalysisJob, 60.0)}
+KINDS = {"hash": (HashJob, 1.0), "analysis": (AnalysisJob, 240.0)}
 """The job, and how long its files are (s)."""
-SHARE = 3.0
-"""Ours are to need so many times less CPU for a hash job."""
+TARGETS = {"hash": 1 / 3, "analysis": 1 / 5}
+"""Our share of a plain consumer's CPU."""
 WARM_UP = 50
 BEHIND = 200
-IDLE_PAUSE_S = 0.3
-
-
-@dataclass
-class Latency:
-    """From the message sent to the webhook received, ms."""
-
-    name: str
-    samples_ms: list[float]
-    targets_ms: tuple[float | None, float | None]
-
-    @property
-    def p50_ms(self) -> float:
-        return statistics.median(self.samples_ms)
-
-    @property
-    def p99_ms(self) -> float:
-        return sorted(self.samples_ms)[
-            min(len(self.samples_ms) - 1, len(self.samples_ms) * 99 // 100)
-        ]
+IDLE_PAUSE_S = {"hash": 0.3, "analysis": 1.0}
 
 
 @dataclass
@@ -141,25 +123,46 @@ def cpu(
         for _ in range(runs)
     ]
     ours, theirs = zip(*pairs, strict=True)
-    target = 1 / SHARE if kind == "hash" else None
-    seconds = KINDS[kind][1]
-    return Comparison(
-        f"{kind} of a {seconds:g} s WAV", "a plain consumer", [*ours], [*theirs], target
-    )
+    name = f"{kind} of a {KINDS[kind][1]:g} s WAV"
+    return Comparison(name, "a plain consumer", [*ours], [*theirs], TARGETS[kind])
 
 
 def latency(
-    bench: Bench, name: str, samples: int, targets: tuple[float | None, float | None]
-) -> Latency:
-    """One hash job after the other, at a pace that leaves the service idle between."""
+    bench: Bench,
+    name: str,
+    kind: str,
+    samples: int,
+    p50: float,
+    p99: float | None = None,
+) -> list[Figure]:
+    """One job after the other, at a pace that leaves an idle service idle between them."""
     sent: dict[str, float] = {}
     for _ in range(samples):
-        bodies = bench.prepared("hash", 1)
+        bodies = bench.prepared(kind, 1)
         sent |= dict.fromkeys(bodies, time.time())
         bench.send("ours", bodies)
-        time.sleep(IDLE_PAUSE_S)
+        time.sleep(IDLE_PAUSE_S[kind])
     came = bench.hooks.wait_for(set(sent))
-    return Latency(name, [1000 * (came[stem] - when) for stem, when in sent.items()], targets)
+    times_ms = sorted(1000 * (came[stem] - when) for stem, when in sent.items())
+    nearly_all = times_ms[min(len(times_ms) - 1, len(times_ms) * 99 // 100)]
+    return [
+        Figure(f"{name}, p50 of {samples}", statistics.median(times_ms), "ms", p50),
+        Figure(f"{name}, p99", nearly_all, "ms", p99),
+    ]
+
+
+def latencies(bench: Bench, samples: int) -> list[Figure]:
+    """From the message sent to the webhook received."""
+    seconds = KINDS["analysis"][1]
+    found = latency(bench, "idle: hash", "hash", samples, 40.0, 200.0)
+    found += latency(
+        bench, f"idle: analysis of a {seconds:g} s WAV", "analysis", samples // 3, 350.0
+    )
+    waiting = bench.prepared("analysis", BEHIND)
+    bench.send("ours", waiting)
+    found += latency(bench, f"behind {BEHIND} analyses: hash", "hash", samples, 1000.0)
+    bench.hooks.wait_for(set(waiting))
+    return found
 
 
 @contextmanager
@@ -195,6 +198,33 @@ def both(runs_dir: Path) -> Iterator[tuple[Bench, dict[str, psutil.Process]]]:
         )
 
 
+def measure(
+    kinds: Sequence[str], counts: dict[str, int], runs: int, samples: int, ingress: int
+) -> Report:
+    """CPU for a job, latencies, and what one ingress can do. Any of the numbers may be 0."""
+    rows: list[Comparison] = []
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory() as folder, both(Path(folder)) as (bench, processes):
+        backend = bench.aws.backend
+        for kind in kinds:
+            rows.append(cpu(bench, processes, kind, counts[kind], runs))
+        if "analysis" in kinds:
+            each_s = statistics.median(rows[-1].ours_s) / 1000
+            figures.append(Figure("CPU of an analysis, all processes", each_s, "s", 0.12))
+        if samples:
+            figures += latencies(bench, samples)
+    if ingress:
+        figures += ingress_rates(ingress)
+    if backend == "moto":
+        backend += ", whose SQS is the limit of rates and latencies here"
+    return Report(
+        "Jobs",
+        {"CPU seconds of all processes, for 1,000 jobs": rows},
+        figures,
+        {"S3 and SQS": backend, "Ray": ray.__version__},
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="CPU of all processes of the service for each job, beside a plain consumer; "
@@ -206,53 +236,13 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=500, help="hash jobs in a block (500)")
     parser.add_argument("--analyses", type=int, default=20, help="analyses in a block (20)")
     parser.add_argument("--runs", type=int, default=5, help="pairs of blocks (5)")
-    parser.add_argument("--samples", type=int, default=30, help="latencies (30); 0 for none")
+    parser.add_argument("--samples", type=int, default=60, help="latencies (60); 0 for none")
     parser.add_argument("--ingress", type=int, default=3000, help="no-op jobs (3000); 0 for none")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    counts: dict[str, int] = {"hash": options.jobs, "analysis": options.analyses}
-    rows: list[Comparison] = []
-    latencies: list[Latency] = []
-    rates: dict[str, float] = {}
-    with tempfile.TemporaryDirectory() as folder, both(Path(folder)) as (bench, processes):
-        backend = bench.aws.backend
-        for kind in options.kinds:
-            rows.append(cpu(bench, processes, kind, counts[kind], options.runs))
-        if options.samples:
-            latencies.append(latency(bench, "idle", options.samples, (40.0, 200.0)))
-            waiting = bench.prepared("analysis", BEHIND)
-            bench.send("ours", waiting)
-            name = f"behind {BEHIND} analyses"
-            latencies.append(latency(bench, name, options.samples, (1000.0, None)))
-            bench.hooks.wait_for(set(waiting))
-    if options.ingress:
-        rates = ingress_rates(options.ingress)
-    if options.json:
-        found = {
-            "backend": backend,
-            "cpu_s_for_1000_jobs": [row.as_dict() for row in rows],
-            "latencies": [
-                asdict(one) | {"p50_ms": one.p50_ms, "p99_ms": one.p99_ms} for one in latencies
-            ],
-            "ingress_jobs_per_s": rates,
-        }
-        print(json.dumps(found, indent=2))
-        return 0
-    limit = "; moto is the limit: read CPU, not latency" if backend == "moto" else ""
-    print(f"{machine()}; S3 and SQS: {backend}{limit}\n\nCPU seconds for 1,000 jobs:\n")
-    print(table(rows))
-    if latencies:
-        print(
-            "\n| message sent to webhook received | p50 ms | p99 ms | targets |"
-            "\n| --- | --- | --- | --- |"
-        )
-        for one in latencies:
-            targets = " / ".join("–" if t is None else f"≤ {t:g}" for t in one.targets_ms)
-            print(f"| {one.name} | {one.p50_ms:.0f} | {one.p99_ms:.0f} | {targets} |")
-    if rates:
-        print("\n| one ingress | jobs/s |\n| --- | --- |")
-        for name, rate in rates.items():
-            print(f"| {name} | {rate:.0f} |")
+    counts = {"hash": options.jobs, "analysis": options.analyses}
+    found = measure(options.kinds, counts, options.runs, options.samples, options.ingress)
+    print(json.dumps(found.as_dict(), indent=2) if options.json else found.markdown())
     return 0
 
 

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import soundfile
 
 from benchmarks import inputs
 from benchmarks.service import MemoryWatch, Running, running
-from benchmarks.timing import Comparison, command, compare, machine, table, version_of
+from benchmarks.timing import Comparison, Report, command, compare, version_of
 from waveflow_ray.audio.mix import mix_files
 from waveflow_ray.audio.spec import MixSpec
 
@@ -47,6 +47,33 @@ def sox(paths: list[Path], out: Path) -> Callable[[], None]:
     return command("sox", "-m", *files, "-b", "16", str(out), "gain", "-n", "-0.45")
 
 
+def measure(
+    folder: Path, runs: int, wanted: Sequence[str] = ("core", "service", "compressed", "many")
+) -> Report:
+    """Mixes of local files, through the service, and what large ones hold."""
+    tables: dict[str, list[Comparison]] = {}
+    facts: dict[str, Any] = {
+        "ffmpeg": version_of("ffmpeg", "-version"),
+        "sox": version_of("sox", "--version"),
+        "libsndfile": soundfile.__libsndfile_version__,
+    }
+    if "core" in wanted:
+        tables["in a warm process"] = core(folder, runs)
+    if set(wanted) - {"core"}:
+        with running(num_cpus=2, max_file_size_mb=4096, job_timeout_s=3000) as service:
+            facts["S3 and SQS"] = service.backend
+            rows = tables["through the service"] = []
+            if "service" in wanted:
+                rows += whole(service, folder, runs, facts)
+            if "compressed" in wanted:
+                rows += compressed(service, folder, runs)
+            if "many" in wanted:
+                facts["64 stems of 4 min"] = heavy(service, folder, 64, SECONDS)
+            if "large" in wanted:
+                facts["16 stems of 60 min"] = heavy(service, folder, 16, 3600)
+    return Report("Mixes", tables, [], facts)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Time mixes beside ffmpeg and sox. S3 and SQS are those of AWS_ENDPOINT_URL "
@@ -63,36 +90,12 @@ def main() -> int:
     if missing:
         print(f"not installed: {', '.join(missing)} (Debian: apt install ffmpeg sox)")
         return 2
-    wanted = {options.only} if options.only else {"core", "service", "compressed", "many"}
+    wanted = [options.only] if options.only else ["core", "service", "compressed", "many"]
     if options.large:
-        wanted.add("large")
-    rows: list[Comparison] = []
-    facts: dict[str, Any] = {
-        "machine": machine(),
-        "ffmpeg": version_of("ffmpeg", "-version"),
-        "sox": version_of("sox", "--version"),
-        "libsndfile": soundfile.__libsndfile_version__,
-    }
+        wanted.append("large")
     options.folder.mkdir(parents=True, exist_ok=True)
-    if "core" in wanted:
-        rows += core(options.folder, options.runs)
-    if wanted - {"core"}:
-        with running(num_cpus=2, max_file_size_mb=4096, job_timeout_s=3000) as service:
-            facts["S3 and SQS"] = service.backend
-            if "service" in wanted:
-                rows += whole(service, options.folder, options.runs, facts)
-            if "compressed" in wanted:
-                rows += compressed(service, options.folder, options.runs)
-            if "many" in wanted:
-                facts["64 stems of 4 min"] = heavy(service, options.folder, 64, SECONDS)
-            if "large" in wanted:
-                facts["16 stems of 60 min"] = heavy(service, options.folder, 16, 3600)
-    if options.json:
-        print(json.dumps({"facts": facts, "rows": [row.as_dict() for row in rows]}, indent=2))
-    else:
-        print(table(rows))
-        for name, value in facts.items():
-            print(f"{name}: {value}")
+    found = measure(options.folder, options.runs, wanted)
+    print(json.dumps(found.as_dict(), indent=2) if options.json else found.markdown())
     return 0
 
 

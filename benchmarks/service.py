@@ -22,8 +22,7 @@ from waveflow_ray.aws.s3 import Bucket
 from waveflow_ray.aws.sqs import Queue
 from waveflow_ray.local.aws import REGION, LocalAws
 from waveflow_ray.local.server import MainServer
-from waveflow_ray.messages import MixJob, envelope
-from waveflow_ray.outcomes import MIXING_COMPLETE
+from waveflow_ray.messages import Job, MixJob, envelope
 from waveflow_ray.runtime import app
 from waveflow_ray.runtime.handles import Service
 from waveflow_ray.settings import load_settings
@@ -40,6 +39,8 @@ class Running:
     server: MainServer
     service: Service
     backend: str
+    ready_s: float
+    """From a Ray that runs to a queue that is polled."""
 
     def upload(self, paths: list[Path]) -> list[str]:
         """Put files into the bucket, once; returns their keys."""
@@ -49,21 +50,28 @@ class Running:
                 self.bucket.client.upload_file(str(path), self.bucket.name, key)
         return keys
 
-    def mix(self, keys: list[str], **fields: Any) -> dict[str, Any]:
-        """Send a mix job, wait for its webhook, and return that."""
-        stage_id = uuid.uuid4().hex
-        given = fields if "stems" in fields else fields | {"stem_paths": keys}
-        self.queue.send(envelope(MixJob, f"mixing-{stage_id}", stageId=stage_id, **given))
+    def job(self, kind: type[Job], id_field: str, value: str, **fields: Any) -> dict[str, Any]:
+        """Send a job, wait for its webhook, and return that.
+
+        Args:
+            id_field, value: what tells it from others, in the job and in the webhook.
+        """
+        self.queue.send(envelope(kind, f"job-{value}", **{id_field: value}, **fields))
         deadline = time.monotonic() + TIMEOUT_S
         seen = 0
         while time.monotonic() < deadline:
             received = self.server.received
             for report in received[seen:]:
-                if report.path == MIXING_COMPLETE and report.payload["stageId"] == stage_id:
+                if report.payload.get(id_field) == value:
                     return report.payload
             seen = len(received)
             time.sleep(0.002)
-        raise TimeoutError(f"no webhook for {stage_id} within {TIMEOUT_S:g} s")
+        raise TimeoutError(f"no webhook for {value} within {TIMEOUT_S:g} s")
+
+    def mix(self, keys: list[str], **fields: Any) -> dict[str, Any]:
+        """Have a mix made; its webhook."""
+        given = fields if "stems" in fields else fields | {"stem_paths": keys}
+        return self.job(MixJob, "stageId", uuid.uuid4().hex, **given)
 
     def log_of(self, stage_id: str) -> dict[str, Any]:
         """The log line of a mix job."""
@@ -136,8 +144,10 @@ def running(num_cpus: int, **overrides: Any) -> Iterator[Running]:
         )
         stack.callback(ray.shutdown)
         app.connect(settings, may_start=True, num_cpus=num_cpus)
+        started = time.monotonic()
         service = app.start(settings, detached=False)
-        yield Running(aws.bucket, queue, server, service, aws.backend)
+        ready_s = time.monotonic() - started
+        yield Running(aws.bucket, queue, server, service, aws.backend, ready_s)
 
 
 @dataclass

@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import psutil
 
@@ -33,8 +34,63 @@ class Comparison:
         """The median of the pairs' ratios."""
         return statistics.median(self.ratios)
 
+    def with_target(self, target: float) -> Comparison:
+        return replace(self, target=target)
+
     def as_dict(self) -> dict[str, object]:
         return asdict(self) | {"ratio": self.ratio, "ratios": self.ratios}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, with what it should be at most, or at least."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None = None
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it is as it should be; None without a target."""
+        if self.target is None:
+            return None
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a part of the benchmark found.
+
+    Attributes:
+        tables: comparisons by heading.
+        facts: versions, backends, and what a reader has to know.
+    """
+
+    title: str
+    tables: dict[str, list[Comparison]]
+    figures: list[Figure]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "title": self.title,
+            "tables": {name: [row.as_dict() for row in rows] for name, rows in self.tables.items()},
+            "figures": [asdict(one) | {"met": one.met} for one in self.figures],
+            "facts": self.facts,
+        }
+
+    def markdown(self) -> str:
+        parts = [f"## {self.title}"]
+        for name, rows in self.tables.items():
+            if rows:
+                parts.append(f"### {self.title}: {name}\n\n{table(rows)}")
+        if self.figures:
+            parts.append(figures_table(self.figures))
+        if self.facts:
+            parts.append("\n".join(f"- {name}: {value}" for name, value in self.facts.items()))
+        return "\n\n".join(parts)
 
 
 def compare(
@@ -86,6 +142,17 @@ def table(rows: Sequence[Comparison]) -> str:
             f"| {row.name} | {row.peer} | {statistics.median(row.ours_s):.3f} | "
             f"{statistics.median(row.peer_s):.3f} | {row.ratio:.2f} ({spread}) | {target} |"
         )
+    return "\n".join(lines)
+
+
+def figures_table(figures: Sequence[Figure]) -> str:
+    """The figures in Markdown."""
+    lines = ["| what | value | target |", "| --- | --- | --- |"]
+    for one in figures:
+        target = "–"
+        if one.target is not None:
+            target = f"{'≥' if one.at_least else '≤'} {one.target:g} {'✓' if one.met else '✗'}"
+        lines.append(f"| {one.name} | {one.value:.3g} {one.unit} | {target} |")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_sqs import SQSClient
 
-METADATA = {"metadata_service_timeout": 2, "metadata_service_num_attempts": 3}
+METADATA = {"metadata_service_timeout": 5, "metadata_service_num_attempts": 2}
 """Seconds and attempts for an instance's credentials, where nothing else is set. By itself boto3
 asks once, for a second: on a node that is just starting and busy that can be too short."""
 CONNECT_TIMEOUT_S = 5
