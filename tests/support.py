@@ -28,6 +28,7 @@ from waveflow_ray.aws.s3 import Bucket
 from waveflow_ray.aws.sqs import Queue
 from waveflow_ray.local.aws import BUCKET, REGION, LocalAws
 from waveflow_ray.release import PACKAGE
+from waveflow_ray.runtime.environment import ray_environment
 
 HEAD = """
 import ray
@@ -244,10 +245,10 @@ def waveflow(*arguments: str, env: dict[str, str] | None = None, timeout_s: floa
 
 @contextmanager
 def ray_head(env: dict[str, str]) -> Iterator[str]:
-    """A Ray cluster of one node; the value is its address."""
+    """A Ray cluster of one node, set up as a node of ours; the value is its address."""
     process = subprocess.Popen(
         [sys.executable, "-c", HEAD],
-        env=os.environ | env | {"RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ | ray_environment(cpus=2, actors=3) | env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import soundfile as sf
 
@@ -45,6 +48,27 @@ def shown_by_ray(address: str) -> str:
         ).stdout
         for what in ("actors", "tasks", "workers")
     )
+
+
+def idle_workers(folder: str) -> set[int]:
+    """Processes that wait for a task, of the Ray in that folder."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] == ["ray::IDLE"] and (raylet := process.parent()):
+                found |= {process.pid} if folder in " ".join(raylet.cmdline()) else set()
+    return found
+
+
+def drivers(folder: str) -> list[psutil.Process]:
+    """Processes that `waveflow start` left, for the Ray in that folder."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = process.cmdline()
+            if "--stay" in command and process.environ().get("RAY_TMPDIR") == folder:
+                found.append(process)
+    return found
 
 
 def everything_in(folder: Path) -> str:
@@ -89,6 +113,12 @@ def test_start_status_stop_on_a_running_cluster(world: World, tmp_path: Path) ->
         assert status["done"]["hash:SUCCESS"] == 1
         assert status["nodes"][0]["cpus"] == 2
         assert "hash" in waveflow("status", env=env)
+        assert status["has_driver"]
+        assert len(drivers(short)) == 1
+        kept = idle_workers(short)
+        time.sleep(3.0)  # Ray ends a worker that it may end after one
+        assert kept
+        assert kept <= idle_workers(short)
         health = json.loads(waveflow("health", "--json", env=env))
         assert {check["name"]: check["ok"] for check in health["checks"]} == {
             "s3": True,
@@ -105,6 +135,7 @@ def test_start_status_stop_on_a_running_cluster(world: World, tmp_path: Path) ->
         assert TOKEN not in shown_by_ray(address) + everything_in(Path(env["RAY_TMPDIR"]))
         stopped = json.loads(waveflow("stop", "--json", env=env))
         assert stopped == {"finished": 0, "given_back": 0}
+        wait_until(lambda: not drivers(short), 30)
         gone = subprocess.run(
             [WAVEFLOW, "status"], env=os.environ | env, capture_output=True, text=True, check=False
         )

@@ -53,8 +53,11 @@ def start(
             "--send-code", help="Run the code of this command on all nodes, not what they have."
         ),
     ] = False,
+    stay: Annotated[int, typer.Option(hidden=True, help="Where to write that it is up.")] = -1,
 ) -> None:
     """Start the service on the running Ray cluster, and leave it running.
+
+    A process stays, the driver: while it lives, Ray keeps the service's workers ready.
 
     With --replace the new one makes itself ready, then the old one drains, then the new one takes
     messages: no job is lost or told of twice. If it does not come up, the old one goes on.
@@ -68,19 +71,23 @@ def start(
       waveflow start --replace --send-code
     """
     from waveflow_ray.release import release
-    from waveflow_ray.runtime import app
+    from waveflow_ray.runtime import app, driver
 
+    if stay < 0:
+        given = {"--replace": replace, "--if-stopped": if_stopped, "--send-code": send_code}
+        raise typer.Exit(driver.start_driver([name for name, is_set in given.items() if is_set]))
     settings = app.resolve(load_settings())
     dashboard = app.connect(settings, may_start=False, send_code=send_code)
     if if_stopped and app.runs():
         typer.echo("WaveFlow runs there already.")
         return
-    app.start(settings, detached=True, replace=replace)
+    service = app.start(settings, detached=True, replace=replace)
     typer.echo(
         f"WaveFlow {release()} is running. `waveflow status` shows it, `waveflow stop` drains it."
     )
     if dashboard:
         typer.echo(app.dashboard_line(dashboard))
+    driver.stay(service, stay)
 
 
 def stop(
@@ -148,6 +155,11 @@ def _print_status(state: dict[str, Any]) -> None:
         mood += ", intake paused: the main server is away"
     queue = state["queue"]
     console.print(f"[bold]WaveFlow[/bold] {state['release']} is {mood}")
+    if not state["has_driver"]:
+        console.print(
+            "[yellow]Its driver is gone, so Ray keeps no workers ready: every job starts a process."
+            "[/yellow] `waveflow start --replace` mends that."
+        )
     console.print(f"Queue: {queue['visible']} waiting, {queue['in_flight']} in flight")
     console.print(f"Ray:   {node_summary(state['nodes'])}")
     if state["dashboard"]:

@@ -37,6 +37,7 @@ from waveflow_ray.webhooks import Answer, Poster, Verdict
 logger = logging.getLogger(__name__)
 
 LOG_LOOK_S = 0.1
+DRIVER_GONE_S = 60.0
 
 
 class ReporterActor:
@@ -117,6 +118,7 @@ class IngressActor:
         self._ask_for_cpus = asker()
         self._watch = Watch(self._ingress, metrics, _alive_nodes, self._ask_for_cpus, flush)
         self._takes_over = replaces is not None
+        self._held_at = time.monotonic()
         self._work = asyncio.create_task(self._run(replaces))
         self._work.add_done_callback(self._end_if_broken)
 
@@ -150,8 +152,14 @@ class IngressActor:
     async def status(self) -> dict[str, Any]:
         """See `Ingress.status`; with the queue's depths, which are up to 10 s old."""
         facts = await self._watch.facts()
+        has_driver = time.monotonic() - self._held_at < DRIVER_GONE_S
         queue = {"visible": facts.visible, "in_flight": facts.in_flight, "delayed": facts.delayed}
-        return self._ingress.status() | {"queue": queue, "release": release()}
+        more = {"queue": queue, "release": release(), "has_driver": has_driver}
+        return self._ingress.status() | more
+
+    async def held(self) -> None:
+        """The driver lives."""
+        self._held_at = time.monotonic()
 
     async def log_lines(self, after: int, wait_s: float = 0.0) -> tuple[int, list[str]]:
         """Log lines from number `after` on, and the number to ask for next.
@@ -159,6 +167,7 @@ class IngressActor:
         Args:
             wait_s: if there are none yet, wait so long for some.
         """
+        await self.held()
         deadline = time.monotonic() + wait_s
         while True:
             following, lines = self._tail.after(after)
