@@ -137,6 +137,7 @@ def test_no_job_is_lost_with_the_head(world: World, tmp_path: Path, with_redis: 
         assert all(body.get("status") != "FAILURE" for body in bodies)
         status = json.loads(waveflow("status", "--json", env=env))
         assert status["in_flight"] == {}
+        assert status["has_driver"]
         session = head.session
         head.down()
         assert members(session) == []

@@ -79,8 +79,10 @@ def start(
     settings = app.resolve(load_settings())
     dashboard = app.connect(settings, may_start=False, send_code=send_code)
     if if_stopped and app.runs():
-        typer.echo("WaveFlow runs there already.")
-        return
+        if app.status(app.find())["has_driver"]:
+            typer.echo("WaveFlow runs there already.")
+            return
+        replace = True  # Ray started the actors again, from its state in Redis
     service = app.start(settings, detached=True, replace=replace)
     typer.echo(
         f"WaveFlow {release()} is running. `waveflow status` shows it, `waveflow stop` drains it."

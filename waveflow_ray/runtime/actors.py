@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 import time
@@ -118,7 +119,7 @@ class IngressActor:
         self._ask_for_cpus = asker()
         self._watch = Watch(self._ingress, metrics, _alive_nodes, self._ask_for_cpus, flush)
         self._takes_over = replaces is not None
-        self._held_at = time.monotonic()
+        self._held_at = -math.inf
         self._work = asyncio.create_task(self._run(replaces))
         self._work.add_done_callback(self._end_if_broken)
 

@@ -60,6 +60,7 @@ def stay(service: Service, writer: int) -> None:
     Args:
         writer: the descriptor that `start_driver` gave.
     """
+    _lives(service)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (1, 2):
         os.dup2(nothing, descriptor)  # whoever reads what this printed waits for its end
