@@ -191,3 +191,19 @@ def test_importing_it_is_cheap(module: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("module", "libraries"),
+    [
+        ("waveflow_ray.runtime.tasks", "('numba', 'soxr', 'librosa', 'aiohttp')"),
+        ("waveflow_ray.runtime.app", "('numba', 'soxr', 'librosa', 'aiohttp', 'boto3', 'numpy')"),
+    ],
+)
+def test_a_new_worker_and_short_commands_import_little(module: str, libraries: str) -> None:
+    """What only mixes or the actors need is not waited for by others."""
+    program = f"import sys, {module}; print([m for m in {libraries} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -155,7 +155,7 @@ def drain(
 
       waveflow node drain --deadline 90
     """
-    from waveflow_ray.runtime.nodes import drain_this_node
+    from waveflow_ray.runtime.drain import drain_this_node
 
     drain_this_node(deadline)
     typer.echo(f"Draining; Ray ends here in {deadline} s at the latest.")

@@ -132,7 +132,7 @@ def status(as_json: Json = False) -> None:
       waveflow status --json | jq .queue.visible
     """
     from waveflow_ray.runtime import app
-    from waveflow_ray.runtime.executor import cluster_nodes
+    from waveflow_ray.runtime.nodes import cluster_nodes
 
     settings = load_settings()
     dashboard = app.connect(settings, may_start=False)
@@ -227,7 +227,7 @@ def cleanup(as_json: Json = False) -> None:
 def _nodes(settings: Settings) -> list[dict[str, Any]] | None:
     """Ray's nodes, if a cluster is there to ask."""
     from waveflow_ray.runtime import app
-    from waveflow_ray.runtime.executor import cluster_nodes
+    from waveflow_ray.runtime.nodes import cluster_nodes
 
     try:
         app.connect(settings, may_start=False)

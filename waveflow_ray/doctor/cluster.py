@@ -14,7 +14,7 @@ import requests
 from waveflow_ray.doctor.findings import Finding, Group
 from waveflow_ray.jobs.maintenance import node_summary
 from waveflow_ray.runtime import app
-from waveflow_ray.runtime.executor import cluster_nodes
+from waveflow_ray.runtime.nodes import cluster_nodes
 from waveflow_ray.settings import Settings
 
 GROUP = Group("Ray")

@@ -24,11 +24,12 @@ from waveflow_ray.release import release
 from waveflow_ray.runtime.autoscaler import asker
 from waveflow_ray.runtime.batches import Batches, LostError
 from waveflow_ray.runtime.courier import Courier
-from waveflow_ray.runtime.executor import RayExecutor, alive_nodes
+from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.exporter import RayExporter
 from waveflow_ray.runtime.handles import Service, reporter_names, services, take_over
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
+from waveflow_ray.runtime.nodes import alive_nodes
 from waveflow_ray.runtime.outbox import Outbox
 from waveflow_ray.runtime.placement import ACTOR, IN_A_POST, INGRESS, NAMESPACES, POSTS_AT_A_TIME
 from waveflow_ray.runtime.watch import Watch

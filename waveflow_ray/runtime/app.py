@@ -1,4 +1,7 @@
-"""Wiring: connect to Ray, start the actors, run until told to stop, drain."""
+"""Wiring: connect to Ray, start the actors, run until told to stop, drain.
+
+Commands like `waveflow status` need no more than this imports; `resolve` and `start` import more.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,8 @@ from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,  # what `ray start` does; no public way to it
 )
 
-from waveflow_ray.aws.s3 import bucket_of
-from waveflow_ray.aws.sqs import QueueError, queue_of
 from waveflow_ray.errors import ConfigurationError, JobError
 from waveflow_ray.release import PACKAGE
-from waveflow_ray.runtime.actors import start_actors
 from waveflow_ray.runtime.environment import ray_environment
 from waveflow_ray.runtime.handles import Service, find_actors
 from waveflow_ray.settings import Settings
@@ -46,6 +46,9 @@ def resolve(settings: Settings) -> Settings:
     Raises:
         ConfigurationError: they do not exist or cannot be reached; names the variable.
     """
+    from waveflow_ray.aws.s3 import bucket_of
+    from waveflow_ray.aws.sqs import QueueError, queue_of
+
     try:
         queue = queue_of(settings)
         queue.facts()
@@ -143,6 +146,8 @@ def start(settings: Settings, *, detached: bool, replace: bool = False) -> Servi
         ServiceError: the service runs on this cluster already, or does not come up.
         ConfigurationError: the reporters know other secrets.
     """
+    from waveflow_ray.runtime.actors import start_actors
+
     timeout_s = READY_TIMEOUT_S
     old = find() if replace and runs() else None
     if old is not None:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
-import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -26,6 +25,7 @@ from waveflow_ray.runtime.batches import Batches, LostError
 from waveflow_ray.runtime.demand import HEAVY_CPUS, LIGHT_CPUS
 from waveflow_ray.runtime.ingress import Slots
 from waveflow_ray.runtime.light import Do, Forget, Keep, LightWork, Result
+from waveflow_ray.runtime.nodes import alive_nodes, cluster_nodes
 from waveflow_ray.runtime.placement import (
     HEAVY_QUEUED,
     IN_A_TASK,
@@ -188,26 +188,3 @@ async def _stopped_if_cancelled(ref: Any) -> Any:
     except asyncio.CancelledError:
         ray.cancel(ref, force=True)
         raise
-
-
-def alive_nodes() -> list[dict[str, Any]]:
-    """Ray's entries of the nodes that are alive."""
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray has no type
-    return [node for node in nodes if node["Alive"]]
-
-
-def cluster_nodes() -> list[dict[str, Any]]:
-    """The living nodes: host, CPUs, memory, and how busy this one is."""
-    here = ray.get_runtime_context().get_node_id()
-    nodes = []
-    for node in alive_nodes():
-        entry = {
-            "host": node["NodeManagerHostname"],
-            "cpus": node["Resources"].get("CPU", 0.0),
-            "memory_gb": node["Resources"].get("memory", 0.0) / 2**30,
-        }
-        if node["NodeID"] == here:
-            entry["cpu_percent"] = psutil.cpu_percent(0.1)
-            entry["memory_percent"] = psutil.virtual_memory().percent
-        nodes.append(entry)
-    return nodes

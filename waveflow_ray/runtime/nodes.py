@@ -1,33 +1,31 @@
-"""One node of the cluster: drained before it is taken away."""
+"""The nodes of the cluster, as Ray knows them."""
 
 from __future__ import annotations
 
-import time
+from typing import Any
 
+import psutil
 import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined] # compiled; as `ray drain-node` does
-from ray.core.generated import autoscaler_pb2
-
-from waveflow_ray.runtime.app import ServiceError, join
-
-DEADLINE_MARGIN_S = 5
-"""Ray has to be gone before the machine is, so that it is seen to be gone."""
 
 
-def drain_this_node(deadline_s: int) -> None:
-    """No new tasks here; after `deadline_s` seconds Ray ends here.
+def alive_nodes() -> list[dict[str, Any]]:
+    """Ray's entries of the nodes that are alive."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call] # Ray has no type
+    return [node for node in nodes if node["Alive"]]
 
-    Raises:
-        ServiceError: there is no Ray here, or it refuses.
-    """
-    join("auto")
-    context = ray.get_runtime_context()
-    at_ms = int((time.time() + max(0, deadline_s - DEADLINE_MARGIN_S)) * 1000)
-    accepted, why = GcsClient(address=context.gcs_address).drain_node(
-        context.get_node_id(),
-        autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION,  # type: ignore[attr-defined] # generated
-        "the instance is taken away",
-        at_ms,
-    )
-    if not accepted:
-        raise ServiceError(f"Ray does not drain this node: {why}")
+
+def cluster_nodes() -> list[dict[str, Any]]:
+    """The living nodes: host, CPUs, memory, and how busy this one is."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = []
+    for node in alive_nodes():
+        entry = {
+            "host": node["NodeManagerHostname"],
+            "cpus": node["Resources"].get("CPU", 0.0),
+            "memory_gb": node["Resources"].get("memory", 0.0) / 2**30,
+        }
+        if node["NodeID"] == here:
+            entry["cpu_percent"] = psutil.cpu_percent(0.1)
+            entry["memory_percent"] = psutil.virtual_memory().percent
+        nodes.append(entry)
+    return nodes

@@ -11,9 +11,8 @@ from waveflow_ray.jobs import perform
 from waveflow_ray.jobs.standing import standing
 from waveflow_ray.jobs.work import Work
 from waveflow_ray.logs import configure_logging
-from waveflow_ray.messages import Job
+from waveflow_ray.messages import Job, MixJob
 from waveflow_ray.outcomes import Outcome
-from waveflow_ray.runtime.cells import render_on_ray
 from waveflow_ray.runtime.light import do_alone, do_together
 from waveflow_ray.runtime.placement import CELLS_PER_MIX, HEAVY, LIGHT, TOGETHER
 from waveflow_ray.settings import Settings
@@ -36,11 +35,16 @@ def do_job(
     configure_logging(settings.log_level, settings.log_format)
     parallelism = min(cpus, CELLS_PER_MIX)
     work = Work(settings)
+    render = None
+    if isinstance(job, MixJob):
+        from waveflow_ray.runtime.cells import render_on_ray  # see `jobs`
+
+        render = render_on_ray(settings, parallelism)
     outcome = perform(
         job,
         settings,
         work=work,
-        render=render_on_ray(settings, parallelism),
+        render=render,
         parallelism=parallelism,
         nodes=nodes,
         in_worker=True,
