@@ -40,7 +40,7 @@ SETTINGS = {
     "WEBHOOK_MAX_PAUSE_S": "1",
     "RETRY_DELAY": "1",
     "DRAIN_TIMEOUT_S": "20",
-    "TARGET_LATENCY_S": "10",
+    "TARGET_LATENCY_S": "5",
 }
 SETUP = (
     "initialization_commands",

@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(1800)]
 
 PATIENCE_S = 600.0
 """For everything that is waited for: far more than it takes."""
-MIXED = Sizes(mix_s=5.0)
-MORE = Sizes(hashes=0, analyses=0, duplicates=0, mixes=12, bad=0)
+MIXED = Sizes()
+MORE = Sizes(hashes=0, analyses=0, duplicates=0, mixes=24, bad=0, slow=True)
 WORKERS = MAX_WORKERS
 NOTICE_S = 25.0
 """Shorter than the two minutes of EC2."""

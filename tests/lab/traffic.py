@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.lab.account import SLOW
 from tests.lab.cluster import Account
 from tests.support import Received, Receiver, encoded, music
 from waveflow_ray.aws.copies import Copies
@@ -37,14 +38,18 @@ class Expected:
 
 @dataclass
 class Sizes:
-    """How many jobs of each kind; `mix_s` is the length of a mix in seconds."""
+    """How many jobs of each kind; `mix_s` is the length of a mix in seconds.
+
+    Stems that are `slow` to read make mixes that take time and little CPU.
+    """
 
     hashes: int = 100
     analyses: int = 60
     duplicates: int = 10
     mixes: int = 20
     bad: int = 10
-    mix_s: float = 20.0
+    mix_s: float = 5.0
+    slow: bool = False
 
 
 @dataclass
@@ -79,7 +84,8 @@ def make_batch(account: Account, name: str, sizes: Sizes, seed: int = 1) -> Batc
     }
     for file, content in sounds.items():
         bucket.put(f"{name}/{file}", content, "audio/wav")
-    stems = {f"{name}/long-{n}.flac": sound("FLAC", sizes.mix_s, n) for n in range(3)}
+    speed = SLOW if sizes.slow else "long-"
+    stems = {f"{name}/{speed}{n}.flac": sound("FLAC", sizes.mix_s, n) for n in range(3)}
     for key, content in stems.items():
         bucket.put(key, content, "audio/flac")
     bucket.put(f"{name}/no.wav", b"no sound at all " * 50, "audio/wav")
