@@ -31,8 +31,11 @@ from waveflow_ray.release import PACKAGE
 from waveflow_ray.runtime.environment import ray_environment
 
 HEAD = """
+import sys
 import ray
-context = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level="ERROR")
+context = ray.init(
+    num_cpus=2, include_dashboard=bool(int(sys.argv[1])), dashboard_port=0, logging_level="ERROR"
+)
 print(context.address_info["gcs_address"], flush=True)
 input()
 """
@@ -244,10 +247,10 @@ def waveflow(*arguments: str, env: dict[str, str] | None = None, timeout_s: floa
 
 
 @contextmanager
-def ray_head(env: dict[str, str]) -> Iterator[str]:
+def ray_head(env: dict[str, str], *, dashboard: bool = False) -> Iterator[str]:
     """A Ray cluster of one node, set up as a node of ours; the value is its address."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HEAD],
+        [sys.executable, "-c", HEAD, str(int(dashboard))],
         env=os.environ | ray_environment(cpus=2, actors=3) | env,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -279,6 +282,7 @@ class ServiceProcess:
             "WEBHOOK_MAX_PAUSE_S": "1",
             "RETRY_DELAY": "1",
             "SCRATCH_DIR": str(self.scratch),
+            "DASHBOARD": "false",  # it takes as long to start as all else
         }
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SQS_", "S3_"))}
         with self.log.open("wb") as log:

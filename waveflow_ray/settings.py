@@ -219,6 +219,10 @@ class Settings(Secrets):
     ray_address: str | None = Field(
         None, description="The Ray cluster to join; without it `waveflow run` starts Ray here."
     )
+    dashboard: bool = Field(
+        True,
+        description="Whether `waveflow run` starts the Ray dashboard too: ten processes, 500 MB.",
+    )
     dashboard_port: int | None = Field(
         None,
         ge=0,

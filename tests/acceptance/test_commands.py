@@ -82,7 +82,9 @@ def test_start_status_stop_on_a_running_cluster(world: World, tmp_path: Path) ->
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short,  # for Ray's sockets
         receiver() as main_server,
-        ray_head(world.env | {"WEBHOOK_TOKEN": TOKEN, "RAY_TMPDIR": short}) as address,
+        ray_head(
+            world.env | {"WEBHOOK_TOKEN": TOKEN, "RAY_TMPDIR": short}, dashboard=True
+        ) as address,
     ):
         env = world.env | {
             "RAY_ADDRESS": address,

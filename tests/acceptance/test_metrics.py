@@ -85,6 +85,7 @@ def test_what_happened_is_served_to_prometheus(world: World, tmp_path: Path) -> 
             "WEBHOOK_URL": main_server.url,
             "TMPDIR": str(temp),
             "RAY_metrics_report_interval_ms": "1000",
+            "DASHBOARD": "true",  # which tells Prometheus where the metrics are
         }
         with service(env, tmp_path) as running:
             for body in bodies:

@@ -131,7 +131,7 @@ def test_every_message_shape_ends_in_the_webhooks_of_the_contract(
         {"task": "app.tasks.process_audio_analysis", "filepath": "up/a.wav"},
     ]
     with receiver() as main_server:
-        env = {"WEBHOOK_URL": main_server.url + "/"}
+        env = {"WEBHOOK_URL": main_server.url + "/", "DASHBOARD": "true"}
         (tmp_path / ".env").write_text(f"WEBHOOK_SECRET={SECRET}\n")
         with service(world.env | env, tmp_path) as running:
             waveflow("index", "up/", env=world.env | env)

@@ -95,7 +95,7 @@ def connect(
     return _init(
         address="local",  # also where another cluster runs on this machine
         num_cpus=num_cpus,
-        include_dashboard=True,
+        include_dashboard=settings.dashboard,
         dashboard_host="127.0.0.1",
         dashboard_port=settings.dashboard_port,
     )
