@@ -84,6 +84,8 @@ def default_of(name: str) -> str:
         return "–"
     if isinstance(default, tuple):
         return ",".join(default) or "–"
+    if isinstance(default, bool):
+        return str(default).lower()
     if isinstance(default, Path):
         return str(default).replace(tempfile.gettempdir(), "/tmp")
     return f"{default:.10g}" if isinstance(default, float) else str(default)
