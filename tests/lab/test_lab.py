@@ -337,7 +337,10 @@ def test_prometheus_has_every_metric(cluster: Cluster) -> None:
         return [answer.query for answer in (ask(url, q) for q in queries) if not answer.series]
 
     ledger = cluster.ledger()
-    cluster.mixes_until(ledger, lambda: without_data() == [])
+    jobs = cluster.batch(MIXED)  # with some that fail
+    ledger.batches.append(jobs)
+    with feeding(cluster.account.queue, jobs.bodies):
+        cluster.mixes_until(ledger, lambda: without_data() == [])
     cluster.settle(ledger)
 
 
