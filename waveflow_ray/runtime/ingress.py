@@ -37,6 +37,7 @@ LOOK_AGAIN_S = (1.0, 2.0, 4.0)
 TROUBLE_PAUSE_S = 2.0
 JOBS_WHILE_AWAY = 4
 SLOTS_EVERY_S = 2.0
+ROOM_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,9 @@ class Ingress:
                 # away, or fails at this one alone.
                 most = min(most, JOBS_WHILE_AWAY)
             room = most - len(self.leases.held) - self._asked_for
-            if room <= 0:
-                await asyncio.sleep(0.05)
+            # One that is full takes ten at once, not one whenever one ends: a call costs as much.
+            if room < (BATCH if most >= 4 * BATCH else 1):
+                await asyncio.sleep(ROOM_LOOK_S)
                 continue
             for message in await self._receive(min(room, BATCH)):
                 if self.draining:

@@ -21,6 +21,9 @@ REMEMBERED = 20_000
 REMEMBERED_S = 3600.0
 LONGEST_LEASE_S = 11 * 3600.0  # SQS ends a lease 12 h after the receive, whatever we renew
 DELETE_TRIES = 8
+DELETES_AT_A_TIME = 4
+GATHER_S = 0.1
+"""A call of SQS costs as much CPU for one message as for ten, some milliseconds."""
 
 T = TypeVar("T")
 Stage = Literal["waiting", "running", "pausing", "reporting"]
@@ -215,12 +218,23 @@ class Leases:
                     self.forget(held)
 
     async def delete_for_ever(self) -> None:
-        """Delete finished messages: at once when there are few, in batches when there are many."""
-        while True:
-            batch = [await self._deletes.get()]
-            while len(batch) < BATCH and not self._deletes.empty():
-                batch.append(self._deletes.get_nowait())
+        """Delete finished messages in batches: of what ends within a moment, or of ten at once."""
+        free = asyncio.Semaphore(DELETES_AT_A_TIME)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                batch = [await self._deletes.get()]
+                if self._deletes.qsize() < BATCH - 1:
+                    await asyncio.sleep(GATHER_S)
+                while len(batch) < BATCH and not self._deletes.empty():
+                    batch.append(self._deletes.get_nowait())
+                await free.acquire()
+                group.create_task(self._delete_batch(batch, free))
+
+    async def _delete_batch(self, batch: list[str], free: asyncio.Semaphore) -> None:
+        try:
             await self._delete(list(dict.fromkeys(batch)))
+        finally:
+            free.release()
             for _ in batch:
                 self._deletes.task_done()
 
