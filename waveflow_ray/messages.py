@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -67,7 +68,7 @@ class Job(BaseModel):
         """The ids that a person would search the logs for."""
         return {}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the task, the id and the fields: equal for the same job sent twice."""
         content = [self.task, self.content]
