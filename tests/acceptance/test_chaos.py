@@ -10,7 +10,7 @@ import pytest
 from tests.chaos import ZERO, Sizes, campaign
 from waveflow_ray.local.aws import LocalAws
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(400)]
 
 SHORT = Sizes(hashes=60, analyses=10, mixes=3, pairs=5, kills=9, away_s=3.0)
 """Every kind of blow once."""

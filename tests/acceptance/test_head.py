@@ -22,7 +22,7 @@ from waveflow_ray.local.aws import free_port
 from waveflow_ray.messages import AnalysisJob, HashJob, MixJob, envelope
 from waveflow_ray.node.sessions import members
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(300)]
 
 HASHES, ANALYSES, MIXES = 12, 6, 2
 BEFORE = 3
@@ -86,9 +86,7 @@ def redis() -> Iterator[dict[str, str]]:
         process.wait()
 
 
-@pytest.mark.parametrize(
-    "with_redis", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "with Redis"]
-)
+@pytest.mark.parametrize("with_redis", [False, True], ids=["alone", "with Redis"])
 def test_no_job_is_lost_with_the_head(world: World, tmp_path: Path, with_redis: bool) -> None:
     """Ray and the service start again by themselves, with Redis or without; SQS keeps jobs."""
     if with_redis and shutil.which("redis-server") is None:

@@ -11,6 +11,8 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,28 @@ from tests.support import (
     ServiceProcess,
     World,
     encoded,
+    make_world,
     music,
     receiver,
     service,
     wait_until,
     waveflow,
 )
+from waveflow_ray.local.aws import LocalAws
 from waveflow_ray.messages import AnalysisJob, HashJob, MixJob, envelope
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(240)]
+
+
+@dataclass
+class Shared:
+    """A running service and what is around it."""
+
+    world: World
+    main_server: Receiver
+    running: ServiceProcess
 
 
 def analysis(number: int, key: str) -> str:
@@ -59,6 +72,26 @@ def celery(task: str, celery_id: str, args: list[Any]) -> dict[str, Any]:
         "headers": {"lang": "py", "task": task, "id": celery_id},
         "properties": {"body_encoding": "base64", "correlation_id": celery_id},
     }
+
+
+@pytest.fixture(scope="module")
+def shared(aws: LocalAws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """A service for all tests that leave it as they found it."""
+    world = make_world(aws, "shared")
+    with (
+        receiver() as main_server,
+        service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path_factory.mktemp("s")) as one,
+    ):
+        yield Shared(world, main_server, one)
+        assert one.stop() == 0, one.output()
+
+
+@pytest.fixture
+def used(shared: Shared) -> Shared:
+    """The shared service, whose main server has no webhooks yet and takes all."""
+    shared.main_server.received.clear()
+    shared.main_server.answer = lambda _got: (201, {"status": "success"})
+    return shared
 
 
 def nothing_left(world: World, dead: int = 0) -> None:
@@ -241,20 +274,18 @@ def test_a_second_signal_ends_at_once(world: World, tmp_path: Path) -> None:
             assert running.process.wait(10) == 130
 
 
-def test_a_killed_worker_costs_nothing(world: World, tmp_path: Path) -> None:
+def test_a_killed_worker_costs_nothing(used: Shared) -> None:
     """kill -9 of the worker in mid-job: the job is started again, and reported once."""
+    world, main_server, running = used.world, used.main_server, used.running
     world.bucket.put("kill/a.flac", encoded(music(180.0), format="FLAC"), "audio/flac")
-    with receiver() as main_server:
-        with service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running:
-            for number in range(8):
-                world.queue.send(analysis(number, "kill/a.flac"))
-            running.wait_for_worker("ray::analysis").kill()
-            main_server.wait_for(8)
-            nothing_left(world)
-            assert running.events("a worker was lost")
-            assert running.stop() == 0
-        assert outcomes(main_server) == each_once("kill", 8)
-        assert {r.payload["status"] for r in main_server.accepted} == {"SUCCESS"}
+    for number in range(8):
+        world.queue.send(analysis(number, "kill/a.flac"))
+    running.wait_for_worker("ray::analysis").kill()
+    main_server.wait_for(8)
+    nothing_left(world)
+    assert running.events("a worker was lost")
+    assert outcomes(main_server) == each_once("kill", 8)
+    assert {r.payload["status"] for r in main_server.accepted} == {"SUCCESS"}
 
 
 def test_a_file_that_crashes_its_reader_costs_one_job(world: World, tmp_path: Path) -> None:
@@ -332,63 +363,60 @@ def test_a_file_that_crashes_its_reader_costs_one_job(world: World, tmp_path: Pa
     assert stalled["crash/poison.wav"] in (2, 3)
 
 
-def test_a_killed_ingress_costs_a_visibility_timeout(world: World, tmp_path: Path) -> None:
+def test_a_killed_ingress_costs_a_visibility_timeout(used: Shared) -> None:
     """kill -9 of the ingress in mid-job: Ray starts it again, SQS delivers again."""
+    world, main_server, running = used.world, used.main_server, used.running
     world.bucket.put("ingress/a.flac", encoded(music(120.0), format="FLAC"), "audio/flac")
-    with receiver() as main_server:
-        with service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running:
-            for number in range(8):
-                world.queue.send(analysis(number, "ingress/a.flac"))
-            running.wait_for_worker("ray::analysis")
-            running.wait_for_worker("ray::IngressActor", 1).kill()
-            wait_until(
-                lambda: outcomes(main_server).keys() == each_once("ingress", 8).keys(),
-                90,
-                running.output,
-            )
-            nothing_left(world)
-            assert running.stop() == 0, running.output()
-        ids = [r.headers["webhook-id"] for r in main_server.accepted]
-        assert len(set(ids)) == 8
-        assert not main_server.overlaps()
+    for number in range(8):
+        world.queue.send(analysis(number, "ingress/a.flac"))
+    running.wait_for_worker("ray::analysis")
+    running.wait_for_worker("ray::IngressActor", 1).kill()
+    wait_until(
+        lambda: outcomes(main_server).keys() == each_once("ingress", 8).keys(), 90, running.output
+    )
+    nothing_left(world)
+    ids = [r.headers["webhook-id"] for r in main_server.accepted]
+    assert len(set(ids)) == 8
+    assert not main_server.overlaps()
 
 
-def test_outcomes_wait_while_the_main_server_is_away(world: World, tmp_path: Path) -> None:
+def test_outcomes_wait_while_the_main_server_is_away(used: Shared) -> None:
     """503 while 20 jobs end: every webhook arrives afterwards, once; nothing is done twice."""
+    world, main_server, running = used.world, used.main_server, used.running
     back_at = time.monotonic() + 3600.0
 
     def answer(_got: Received) -> tuple[int, dict[str, Any]]:
         away = time.monotonic() < back_at
         return (503, {"message": "away"}) if away else (201, {"status": "success"})
 
+    main_server.answer = answer
     world.bucket.put("away/a.wav", encoded(music(1.0)), "audio/wav")
-    with receiver(answer=answer) as main_server:
-        with service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running:
-            for number in range(20):
-                world.queue.send(analysis(number, "away/a.wav"))
-            wait_until(lambda: len(main_server.received) >= 3, 60, running.output)
-            # Longer than a lease: they have to be renewed meanwhile.
-            back_at = time.monotonic() + 10.0
-            main_server.wait_for(20)
-            nothing_left(world)
-            assert running.stop() == 0
-        assert outcomes(main_server) == each_once("away", 20)
-        tried = {}
-        for got in main_server.received:
-            tried.setdefault(got.headers["webhook-id"], set()).add(got.body)
-        assert all(len(bodies) == 1 for bodies in tried.values())
-        assert not main_server.overlaps()
+    for number in range(20):
+        world.queue.send(analysis(number, "away/a.wav"))
+    wait_until(lambda: len(main_server.received) >= 3, 60, running.output)
+    # Longer than a lease: they have to be renewed meanwhile.
+    back_at = time.monotonic() + 10.0
+    main_server.wait_for(20)
+    nothing_left(world)
+    assert outcomes(main_server) == each_once("away", 20)
+    tried: dict[str, set[bytes]] = {}
+    for got in main_server.received:
+        tried.setdefault(got.headers["webhook-id"], set()).add(got.body)
+    assert all(len(bodies) == 1 for bodies in tried.values())
+    assert not main_server.overlaps()
     for number in range(20):
         assert len(world.puts(f"waveforms/away-{number}_")) == 1, "computed twice"
 
 
-def test_twins_become_one_webhook(world: World, tmp_path: Path) -> None:
+def test_twins_become_one_webhook(used: Shared) -> None:
     """Every message sent twice, half of them again while their twin is at work: one each."""
+    world, main_server = used.world, used.main_server
 
     def slow(_got: Received) -> tuple[int, dict[str, Any]]:
         time.sleep(0.3)
         return 201, {"status": "success"}
 
+    main_server.answer = slow
     world.bucket.put("twins/a.wav", encoded(music(1.0)), "audio/wav")
     bodies = []
     for number in range(10):
@@ -396,21 +424,18 @@ def test_twins_become_one_webhook(world: World, tmp_path: Path) -> None:
         bodies.append(envelope(HashJob, f"hash-{number}", **stem))
         bodies.append(envelope(AnalysisJob, f"analysis-{number}", **stem))
     bodies.append(envelope(MixJob, "mix", stageId="twins", stem_paths=["twins/a.wav"]))
-    with receiver(answer=slow) as main_server:
-        with service(world.env | {"WEBHOOK_URL": main_server.url}, tmp_path) as running:
-            for body in bodies * 2:
-                world.queue.send(body)
-            main_server.wait_for(2)
-            for body in bodies[::2]:
-                world.queue.send(body)
-            main_server.wait_for(len(bodies))
-            nothing_left(world)
-            world.queue.send(bodies[0])
-            nothing_left(world)
-            assert running.stop() == 0
-        ids = [got.headers["webhook-id"] for got in main_server.received]
-        assert len(ids) == len(set(ids)) == len(bodies)
-        assert not main_server.overlaps()
+    for body in bodies * 2:
+        world.queue.send(body)
+    main_server.wait_for(2)
+    for body in bodies[::2]:
+        world.queue.send(body)
+    main_server.wait_for(len(bodies))
+    nothing_left(world)
+    world.queue.send(bodies[0])
+    nothing_left(world)
+    ids = [got.headers["webhook-id"] for got in main_server.received]
+    assert len(ids) == len(set(ids)) == len(bodies)
+    assert not main_server.overlaps()
 
 
 def test_a_wrong_setting_ends_it_before_anything_starts(world: World, tmp_path: Path) -> None:

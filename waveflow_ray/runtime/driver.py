@@ -36,7 +36,7 @@ def start_driver(arguments: Sequence[str]) -> int:
     """
     reader, writer = os.pipe()
     driver = subprocess.Popen(
-        [sys.executable, "-m", "waveflow_ray", "start", *arguments, "--stay", str(writer)],
+        [sys.executable, "-P", "-m", "waveflow_ray", "start", *arguments, "--stay", str(writer)],
         stdin=subprocess.DEVNULL,
         pass_fds=[writer],
         start_new_session=True,  # the terminal may go
