@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH := $(VENV)/.bench
 IMAGE ?= waveflow:local
 
-.PHONY: help install demo test test-unit test-slow check lint audit format bench-mix bench-jobs fuzz chaos soak lab lab-slow image lock clean
+.PHONY: help install demo test test-unit test-slow check lint audit format bench bench-scale bench-mix bench-jobs fuzz chaos soak lab lab-slow image lock clean
 
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -17,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev]'
 	touch $(STAMP)
+
+$(BENCH): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'
+	touch $(BENCH)
 
 demo: $(STAMP) ## a song through the whole service, on this machine
 	$(BIN)/waveflow demo
@@ -45,14 +50,19 @@ format: $(STAMP) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(BENCH) ## everything beside its peers: tables, bench.json, bench.png
+	$(BIN)/python -m benchmarks --json bench.json
+
+bench-scale: $(STAMP) ## throughput of 2 to 64 simulated nodes
+	$(BIN)/python -m benchmarks.scale
+
 bench-mix: $(STAMP) ## mixes beside ffmpeg and sox, which have to be installed
 	$(BIN)/python -m benchmarks.mix
 
 bench-jobs: $(STAMP) ## CPU and latency of jobs beside a plain consumer
 	$(BIN)/python -m benchmarks.jobs
 
-soak: $(STAMP) ## 20 minutes of full load: what every process holds, as a table and soak.png
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[local,dev,bench]'
+soak: $(BENCH) ## 20 minutes of full load: what every process holds, as a table and soak.png
 	$(BIN)/python -m benchmarks.soak
 
 fuzz: $(STAMP) ## 500 damaged files of every format, and a table of what comes of them
@@ -78,7 +88,7 @@ image: ## the container image, by docker, podman or buildah; ENGINE=, IMAGE=, BA
 
 lock: ## pin the newest versions anew
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet -e '.[local,dev]'
+	$(VENV)-lock/bin/python -m pip install --quiet -e '.[local,dev,bench]'
 	$(VENV)-lock/bin/python -m pip freeze --exclude-editable > constraints.txt
 	rm -rf $(VENV)-lock
 
