@@ -79,7 +79,7 @@ def start(
     settings = app.resolve(load_settings())
     dashboard = app.connect(settings, may_start=False, send_code=send_code)
     if if_stopped and app.runs():
-        if app.status(app.find())["has_driver"]:
+        if app.status(app.find()).get("has_driver", True):
             typer.echo("WaveFlow runs there already.")
             return
         replace = True  # Ray started the actors again, from its state in Redis
@@ -157,7 +157,7 @@ def _print_status(state: dict[str, Any]) -> None:
         mood += ", intake paused: the main server is away"
     queue = state["queue"]
     console.print(f"[bold]WaveFlow[/bold] {state['release']} is {mood}")
-    if not state["has_driver"]:
+    if not state.get("has_driver", True):  # an older release does not tell
         console.print(
             "[yellow]Its driver is gone, so Ray keeps no workers ready: every job starts a process."
             "[/yellow] `waveflow start --replace` mends that."
