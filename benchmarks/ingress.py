@@ -87,6 +87,24 @@ class Counting:
         return passed, cpu_s
 
 
+class Alone:
+    """An actor that awaits no-op tasks, and does nothing else: what Ray alone permits."""
+
+    async def run(self, count: int, at_a_time: int) -> tuple[float, float]:
+        """Seconds for so many tasks, and of this process's CPU."""
+        task: Any = ray.remote(**LIGHT)(nothing).options(name="nothing")
+        free = asyncio.Semaphore(at_a_time)
+
+        async def one() -> None:
+            async with free:
+                await task.remote([])
+
+        await asyncio.gather(*(one() for _ in range(at_a_time)))  # the workers' start
+        started, cpu_s = time.monotonic(), time.process_time()
+        await asyncio.gather(*(one() for _ in range(count)))
+        return time.monotonic() - started, time.process_time() - cpu_s
+
+
 def ingress_rates(count: int) -> list[Figure]:
     """Jobs/s of one ingress, and its CPU, with a no-op task for each job, and for ten."""
     figures = []
@@ -115,6 +133,13 @@ def ingress_rates(count: int) -> list[Figure]:
                     Figure(name, count / seconds, "jobs/s", TARGETS[in_a_task], at_least=True),
                     Figure(f"{name}: its CPU", cpu_s / count * 1000, "ms/job"),
                 ]
+            alone: Any = ray.remote(**ACTOR)(Alone).remote()
+            seconds, cpu_s = ray.get(alone.run.remote(count, AT_A_TIME * IN_A_TASK))
+            name = "Ray alone, no-op tasks of an asyncio actor"
+            figures += [
+                Figure(name, count / seconds, "tasks/s"),
+                Figure(f"{name}: its CPU", cpu_s / count * 1000, "ms/task"),
+            ]
         finally:
             ray.shutdown()
     return figures
