@@ -98,7 +98,10 @@ class Metadata:
         if item.startswith("iam/security-credentials"):
             if not role:
                 return None
-            return role if item.endswith("credentials") else self._credentials[role]
+            if item.endswith("credentials"):
+                return role
+            self.add(instance)  # it may have been seen first before moto gave it its profile
+            return self._credentials[role]
         if item == "spot/instance-action":
             return self._notice(instance["InstanceId"])
         return {
