@@ -13,7 +13,6 @@ from benchmarks.service import Store, store
 from benchmarks.timing import Figure
 from waveflow_ray.aws.clients import sqs_client
 from waveflow_ray.aws.sqs import BATCH, Queue
-from waveflow_ray.local.aws import REGION
 from waveflow_ray.messages import HashJob, Job, envelope
 from waveflow_ray.outcomes import Outcome, Webhook, success
 from waveflow_ray.runtime import app
@@ -22,7 +21,7 @@ from waveflow_ray.runtime.courier import Courier
 from waveflow_ray.runtime.ingress import Ingress, Slots
 from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.placement import ACTOR, IN_A_TASK, LIGHT
-from waveflow_ray.settings import Settings, load_settings
+from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Answer, Verdict
 
 RESULT = {"audio_hash": "ab" * 32, "known_copies": []}
@@ -109,15 +108,7 @@ def ingress_rates(count: int) -> list[Figure]:
     """Jobs/s of one ingress, and its CPU, with a no-op task for each job, and for ten."""
     figures = []
     with store() as aws:
-        settings = load_settings(
-            _env_file=None,
-            aws_endpoint_url=aws.endpoint,
-            aws_region=REGION,
-            s3_bucket_name=aws.name,
-            sqs_queue_url="filled in below",
-            webhook_url="http://127.0.0.1:9",
-            poll_wait_s=1,
-        )
+        settings = aws.settings("filled in below", "http://127.0.0.1:9", poll_wait_s=1)
         app.connect(settings, may_start=True, num_cpus=2)
         try:
             for in_a_task in (1, IN_A_TASK):

@@ -1,7 +1,7 @@
 """Throughput of many nodes: `python -m benchmarks.scale --help`.
 
 Everything is real but the work and the nodes: SQS, leases, Ray tasks, reporters, webhooks. A job
-waits for as long as it was measured to take, and the nodes are logical CPUs of one Ray, whose
+waits for as long as it is said to take, and the nodes are logical CPUs of one Ray, whose
 workers are processes of this machine. So what bends the line is what does not grow with nodes: the
 ingress, the reporters, Ray's GCS, and here also that all of it shares the cores of one machine.
 """
@@ -24,7 +24,6 @@ from benchmarks.receiver import Receiver, receiver
 from benchmarks.service import Store, store
 from benchmarks.timing import machine
 from waveflow_ray.aws.sqs import BATCH, Queue
-from waveflow_ray.local.aws import REGION
 from waveflow_ray.messages import AnalysisJob, HashJob, Job, envelope
 from waveflow_ray.outcomes import Outcome, success
 from waveflow_ray.runtime.actors import IngressActor, ReporterActor
@@ -33,13 +32,13 @@ from waveflow_ray.runtime.environment import ray_environment
 from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.handles import reporter_names
 from waveflow_ray.runtime.placement import ACTOR, HEAVY
-from waveflow_ray.settings import Settings, load_settings
+from waveflow_ray.settings import Settings
 
 NODES = (2, 8, 32, 64)
 PER_NODE = 2
 """Heavy jobs at a time on a node of 2 vCPU."""
 SECONDS = 0.35
-"""An average job of a song; see docs/scale.md."""
+"""An assumption: of the jobs of a song on average; `--seconds` is for what was measured."""
 RUN_S = 15.0
 WAITING = 400
 """Messages in the queue: moto takes longer for each the more there are."""
@@ -101,13 +100,9 @@ class Row:
 def throughput(aws: Store, hooks: Receiver, nodes: int, seconds: float) -> Row:
     """Keep so many nodes busy for a while."""
     queue = aws.queue(f"scale-{nodes}")
-    settings = load_settings(
-        _env_file=None,
-        aws_endpoint_url=aws.endpoint,
-        aws_region=REGION,
-        s3_bucket_name=aws.name,
-        sqs_queue_url=queue.url,
-        webhook_url=hooks.url,
+    settings = aws.settings(
+        queue.url,
+        hooks.url,
         max_in_flight=min(2000, 6 * PER_NODE * nodes + 40),
         visibility_timeout_s=120,
     )

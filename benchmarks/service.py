@@ -25,7 +25,7 @@ from waveflow_ray.local.server import MainServer
 from waveflow_ray.messages import Job, MixJob, envelope
 from waveflow_ray.runtime import app
 from waveflow_ray.runtime.handles import Service
-from waveflow_ray.settings import load_settings
+from waveflow_ray.settings import Settings, load_settings
 
 TIMEOUT_S = 3600.0
 
@@ -108,6 +108,18 @@ class Store:
         sqs = sqs_client(REGION, self.endpoint)
         return Queue(sqs, sqs.create_queue(QueueName=f"{self.name}-{name}")["QueueUrl"])
 
+    def settings(self, queue_url: str, webhook_url: str, **overrides: Any) -> Settings:
+        """Of a service that works here."""
+        return load_settings(
+            _env_file=None,
+            aws_endpoint_url=self.endpoint,
+            aws_region=REGION,
+            s3_bucket_name=self.name,
+            sqs_queue_url=queue_url,
+            webhook_url=webhook_url,
+            **overrides,
+        )
+
 
 @contextmanager
 def store() -> Iterator[Store]:
@@ -131,16 +143,8 @@ def running(num_cpus: int, **overrides: Any) -> Iterator[Running]:
         aws = stack.enter_context(store())
         queue = aws.queue("jobs")
         server = stack.enter_context(MainServer(queue.send))
-        settings = load_settings(
-            _env_file=None,
-            aws_endpoint_url=aws.endpoint,
-            aws_region=REGION,
-            s3_bucket_name=aws.name,
-            sqs_queue_url=queue.url,
-            webhook_url=server.url,
-            log_format="json",
-            poll_wait_s=2,
-            **overrides,
+        settings = aws.settings(
+            queue.url, server.url, log_format="json", poll_wait_s=2, **overrides
         )
         stack.callback(ray.shutdown)
         app.connect(settings, may_start=True, num_cpus=num_cpus)

@@ -139,12 +139,46 @@ class Receiver:
         return pairs
 
 
+class PlainHandler(BaseHTTPRequestHandler):
+    """Answers with a text, and logs nothing."""
+
+    def answer(self, status: int, body: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler], host: str = "127.0.0.1") -> Iterator[str]:
+    """An HTTP server in threads, ended with the block; the value is its address."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            pass  # a client that goes away in mid-answer is what some tests are about
+
+    server = Server((host, 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://{host}:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @contextmanager
 def receiver(host: str = "127.0.0.1", **options: Any) -> Iterator[Receiver]:
     """A running `Receiver`, at an address of this machine."""
     state = Receiver(**options)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(PlainHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
@@ -169,25 +203,8 @@ def receiver(host: str = "127.0.0.1", **options: Any) -> Iterator[Receiver]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: Any) -> None:
-            pass  # a client that goes away in mid-answer is what some tests are about
-
-    server = Server((host, 0), Handler)
-    state.url = f"http://{host}:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler, host) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @dataclass

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
+from tests.support import PlainHandler, serving
 from waveflow_ray.aws.clients import new_session
 
 SLOW_S = 2.0
@@ -30,37 +29,21 @@ def slow_metadata() -> Iterator[str]:
     """An instance metadata service, version 2, whose first answer takes its time."""
     slow = iter([SLOW_S])
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(PlainHandler, BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
             time.sleep(next(slow, 0.0))
-            self._answer(200, "a-token")
+            self.answer(200, "a-token")
 
         def do_GET(self) -> None:
             if self.headers["x-aws-ec2-metadata-token"] != "a-token":
-                self._answer(401, "")
+                self.answer(401, "")
             elif self.path.rstrip("/").endswith("security-credentials"):
-                self._answer(200, "role")
+                self.answer(200, "role")
             else:
-                self._answer(200, json.dumps(ROLE))
+                self.answer(200, json.dumps(ROLE))
 
-        def _answer(self, status: int, body: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as url:
+        yield url
 
 
 def test_a_slow_metadata_service_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

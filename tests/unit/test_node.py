@@ -6,18 +6,16 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support import wait_until
+from tests.support import PlainHandler, serving, wait_until
 from waveflow_ray.node.keeper import Place, end
 from waveflow_ray.node.releases import ReleaseError, unmet, unpack, use
 from waveflow_ray.node.sessions import end_session, members, start_session
@@ -38,42 +36,25 @@ class Imds:
 def imds() -> Iterator[Imds]:
     state = Imds()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(PlainHandler, BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
             assert self.path == "/latest/api/token"
             assert int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
             state.tokens_made += 1
-            self._answer(200, state.token)
+            self.answer(200, state.token)
 
         def do_GET(self) -> None:
             assert self.path == "/latest/meta-data/spot/instance-action"
             if self.headers["X-aws-ec2-metadata-token"] != state.token:
-                self._answer(401, "")
+                self.answer(401, "")
             elif state.notice is None:
-                self._answer(404, "")
+                self.answer(404, "")
             else:
                 raw = isinstance(state.notice, str)
-                self._answer(200, state.notice if raw else json.dumps(state.notice))
+                self.answer(200, state.notice if raw else json.dumps(state.notice))
 
-        def _answer(self, status: int, body: Any) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def test_a_spot_notice_is_read() -> None:
