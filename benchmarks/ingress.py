@@ -18,9 +18,10 @@ from waveflow_ray.outcomes import Outcome, Webhook, success
 from waveflow_ray.runtime import app
 from waveflow_ray.runtime.batches import Batches
 from waveflow_ray.runtime.courier import Courier
-from waveflow_ray.runtime.ingress import Ingress, Slots
+from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.placement import ACTOR, IN_A_TASK, LIGHT
+from waveflow_ray.runtime.slots import Slots
 from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Answer, Verdict
 

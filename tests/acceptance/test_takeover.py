@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import (
     WAVEFLOW,
+    Received,
     Receiver,
     World,
     encoded,
@@ -24,11 +27,12 @@ from tests.support import (
     waveflow,
 )
 from waveflow_ray import __version__
-from waveflow_ray.messages import AnalysisJob, HashJob, envelope
+from waveflow_ray.messages import AnalysisJob, HashJob, Job, envelope
 from waveflow_ray.release import PACKAGE
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
+STEM = "takeover/a.wav"
 TAKE_OVER = ("start", "--replace", "--send-code")
 
 
@@ -73,19 +77,42 @@ class Traffic(threading.Thread):
                 continue
             for kind in (HashJob, HashJob, AnalysisJob):
                 stem = f"stem-{len(self.stems)}"
-                self.world.queue.send(envelope(kind, stem, stemId=stem, filepath="takeover/a.wav"))
+                self.world.queue.send(envelope(kind, stem, stemId=stem, filepath=STEM))
                 self.stems.append(stem)
+
+
+class SlowStem:
+    """The main server answers its first webhook when it is told to."""
+
+    stem = "slow"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.began = threading.Event()
+        self.may_end = threading.Event()
+
+    def send(self, kind: type[Job]) -> None:
+        body = envelope(kind, f"{self.stem}-{kind.kind}", stemId=self.stem, filepath=STEM)
+        self.world.queue.send(body)
+
+    def answer(self, got: Received) -> tuple[int, dict[str, Any]]:
+        if got.payload["stemId"] == self.stem:
+            self.began.set()
+            self.may_end.wait(240)
+        return 201, {}
 
 
 def test_a_new_version_takes_over_in_the_middle_of_work(world: World, tmp_path: Path) -> None:
     """Every job is told of once, by either; a version that does not work changes nothing."""
-    world.bucket.put("takeover/a.wav", encoded(music(0.5)), "x")
+    world.bucket.put(STEM, encoded(music(0.5)), "x")
     broken = Version(tmp_path / "broken", "8.8.8")
     broken.change("runtime/tasks.py", "    bucket_of(settings)\n", "    1 / 0\n")
     better = Version(tmp_path / "better", "9.9.9")
+    slow = SlowStem(world)
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short,  # for Ray's sockets
-        receiver() as main_server,
+        receiver(answer=slow.answer) as main_server,
+        ThreadPoolExecutor(1) as threads,
         # Compiling takes longer than all else here.
         ray_head(world.env | {"RAY_TMPDIR": short, "NUMBA_DISABLE_JIT": "1"}) as address,
     ):
@@ -94,6 +121,8 @@ def test_a_new_version_takes_over_in_the_middle_of_work(world: World, tmp_path: 
             "RAY_TMPDIR": short,
             "WEBHOOK_URL": main_server.url,
             "POLL_WAIT_S": "1",
+            "WEBHOOK_TIMEOUT_S": "240",
+            "DRAIN_TIMEOUT_S": "240",
             "SCRATCH_DIR": str(tmp_path / "scratch"),
         }
         assert f"WaveFlow {__version__}+" in waveflow("start", env=env)
@@ -107,21 +136,33 @@ def test_a_new_version_takes_over_in_the_middle_of_work(world: World, tmp_path: 
             assert "ZeroDivisionError" in failed.stderr
             seen = len(main_server.accepted)
             wait_until(lambda: len(main_server.accepted) > seen, 60, main_server.summary)
-            done = better.waveflow(*TAKE_OVER, env=env)
+            slow.send(HashJob)
+            wait_until(slow.began.is_set, 60, main_server.summary)
+            before = len(main_server.accepted)
+            taking_over = threads.submit(better.waveflow, *TAKE_OVER, env=env)
+
+            def release() -> str:
+                return str(json.loads(waveflow("status", "--json", env=env))["release"])
+
+            wait_until(lambda: release().startswith("9.9.9+"), 120, main_server.summary, 1.0)
+            seen = len(main_server.accepted)
+            assert seen > before  # the old one worked while the new one made itself ready
+            slow.send(AnalysisJob)  # which may not be told of before the first
+            # The old one has a job to end, and the new one works already.
+            wait_until(lambda: len(main_server.accepted) > seen + 10, 60, main_server.summary)
+            assert not taking_over.done()
+            slow.may_end.set()
+            done = taking_over.result()
             assert done.returncode == 0, done.stdout + done.stderr
             assert "WaveFlow 9.9.9+" in done.stdout
-            after = len(main_server.accepted)
-            assert after > seen  # the old one worked while the new one made itself ready
-            wait_until(lambda: len(main_server.accepted) > after + 5, 60, main_server.summary)
         finally:
+            slow.may_end.set()
             traffic.ended.set()
             traffic.join()
-        wait_until(
-            lambda: len(main_server.accepted) >= len(traffic.stems), 120, main_server.summary
-        )
-        status = json.loads(waveflow("status", "--json", env=env))
-        assert status["release"].startswith("9.9.9+")
+        stems = [*traffic.stems, slow.stem, slow.stem]
+        wait_until(lambda: len(main_server.accepted) >= len(stems), 120, main_server.summary)
+        assert release().startswith("9.9.9+")
         told = [got.payload["stemId"] for got in main_server.accepted]
-        assert sorted(told) == sorted(traffic.stems)
+        assert sorted(told) == sorted(stems)
         assert main_server.overlaps() == []
         waveflow("stop", env=env)

@@ -19,8 +19,9 @@ from waveflow_ray.metrics import Metrics
 from waveflow_ray.outcomes import COMPLETION, Outcome, Status, Webhook, failed, success
 from waveflow_ray.runtime import ingress, leases
 from waveflow_ray.runtime.courier import Courier
-from waveflow_ray.runtime.ingress import Ingress, Slots
+from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
+from waveflow_ray.runtime.slots import Slots
 from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Answer, Verdict
 

@@ -1073,3 +1073,79 @@ def test_leases_are_renewed_while_draining() -> None:
             assert service.queue.deleted == ["m1"]
 
     run(main())
+
+
+# --- taking over
+
+
+async def handed_over(old: Service, new: Service) -> None:
+    """What the actors do: the new one works while the old one ends what it has in hand."""
+    drained = asyncio.create_task(old.ingress.drain(600))
+    while not drained.done():
+        await asyncio.sleep(0.2)
+        new.ingress.make_way(old.ingress.in_hand())
+    new.ingress.make_way({})
+
+
+def test_a_successor_works_while_the_old_one_ends_its_jobs() -> None:
+    """But tells nothing about a stem of which the old one has yet to tell, or is telling."""
+
+    async def main() -> None:
+        queue = FakeQueue()
+        async with Service(queue) as old:
+            old.executor.hold("hash-1", "hash-2")
+            old.server.takes_s = 30
+            queue.put(stem_job(1))
+            queue.put(stem_job(2))
+            await old.until(lambda: len(old.executor.ids) == 2)
+            new = Service(queue)
+            following = asyncio.create_task(handed_over(old, new))
+            await settle(1)
+            async with new:
+                queue.put(hash_job("later-1", stemId="stem-1"))
+                queue.put(stem_job(3))
+                await new.until(lambda: new.server.sent)
+                old.executor.let_go("hash-1")
+                await settle(10)
+                assert len(old.server.sent) == 1  # and not answered yet
+                assert [got["stemId"] for got in new.server.payloads] == ["stem-3"]
+                assert "later-1" in new.executor.ids
+                began = now()
+                await new.until(lambda: len(new.server.sent) == 2)
+                assert 18 <= now() - began <= 22
+                assert not following.done()  # another stem's job does not matter
+                old.executor.let_go("hash-2")
+                await following
+            assert queue.empty
+
+    run(main())
+
+
+def test_mixes_of_the_old_one_count_among_those_of_its_successor() -> None:
+    """Too many together would leave no CPU for what they wait for."""
+
+    async def main() -> None:
+        queue = FakeQueue()
+        async with Service(queue, FakeExecutor(mixes=2)) as old:
+            old.executor.hold("mix-1", "mix-2")
+            for number in (1, 2):
+                queue.put(mix_job(f"mix-{number}", stageId=f"stage-{number}"))
+            await old.until(lambda: len(old.executor.ids) == 2)
+            new = Service(queue, FakeExecutor(mixes=2))
+            following = asyncio.create_task(handed_over(old, new))
+            await settle(1)
+            async with new:
+                new.executor.hold("mix-3", "mix-4")
+                for number in (3, 4):
+                    queue.put(mix_job(f"mix-{number}", stageId=f"stage-{number}"))
+                await settle(30)
+                assert new.executor.ids == []
+                old.executor.let_go("mix-1")
+                await settle(30)
+                assert len(new.executor.ids) == 1
+                old.executor.let_go("mix-2")
+                await following
+                await settle(1)
+                assert len(new.executor.ids) == 2
+
+    run(main())

@@ -26,7 +26,7 @@ from waveflow_ray.runtime.batches import Batches, LostError
 from waveflow_ray.runtime.courier import Courier
 from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.exporter import RayExporter
-from waveflow_ray.runtime.handles import Service, reporter_names, services, take_over
+from waveflow_ray.runtime.handles import Service, hand_over, reporter_names, services
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.nodes import alive_nodes
@@ -94,8 +94,9 @@ class IngressActor:
 
     Args:
         namespace: where its reporters are.
-        replaces: id of the ingress to take over from: it is drained when this one has made itself
-            ready, and ended. Whoever started this one may be gone by then.
+        replaces: id of the ingress to take over from. When this one has made itself ready, that one
+            takes no more messages, and is ended when its jobs are. Whoever started this one may be
+            gone by then.
     """
 
     # Its arguments must be plain values: references could be gone when Ray restarts it.
@@ -119,7 +120,8 @@ class IngressActor:
         flush = RayExporter(metrics).flush
         self._ask_for_cpus = asker()
         self._watch = Watch(self._ingress, metrics, _alive_nodes, self._ask_for_cpus, flush)
-        self._takes_over = replaces is not None
+        self._waits = replaces is not None
+        self._succession: asyncio.Task[None] | None = None
         self._held_at = -math.inf
         self._work = asyncio.create_task(self._run(replaces))
         self._work.add_done_callback(self._end_if_broken)
@@ -129,26 +131,48 @@ class IngressActor:
         if replaces is not None:
             await warm_up
             await self._executor.compile()
-            await take_over(replaces, self._settings.drain_timeout_s)
-            self._takes_over = False
+            others = hand_over(replaces, self._settings.drain_timeout_s)
+            self._ingress.make_way(await anext(others))
+            self._waits = False
+            self._succession = asyncio.create_task(self._make_way(others))
         self._beside = [warm_up, asyncio.create_task(self._watch.run())]
         await self._ingress.run()
 
+    async def _make_way(self, others: AsyncIterator[dict[int, tuple[str | None, bool]]]) -> None:
+        async for in_hand in others:
+            self._ingress.make_way(in_hand)
+
     async def ready(self) -> None:
-        """Returns when the first poll has begun. Raises why it cannot take over, if so."""
+        """Returns when the first poll has begun, and no other service is left that it replaced.
+
+        Raises why it cannot take over, if so.
+        """
         ready = asyncio.create_task(self._ingress.ready.wait())
         done, _ = await asyncio.wait({ready, self._work}, return_when=asyncio.FIRST_COMPLETED)
         if self._work in done:
             self._work.result()
+        if self._succession is not None:
+            await asyncio.shield(self._succession)
 
-    async def takes_over(self) -> bool:
-        """Whether another one is still in charge."""
-        return self._takes_over
+    async def in_charge(self) -> bool:
+        """Whether it is this one that takes messages."""
+        return not self._waits and not self._ingress.draining
 
-    async def drain(self, timeout_s: float) -> dict[str, int]:
-        """See `Ingress.drain`. The autoscaler need not keep anything for this service then."""
+    async def in_hand(self) -> dict[int, tuple[str | None, bool]]:
+        """See `Ingress.in_hand`."""
+        return self._ingress.in_hand()
+
+    async def drain(self, timeout_s: float, *, succeeded: bool = False) -> dict[str, int]:
+        """See `Ingress.drain`. The autoscaler need not keep anything for this service then.
+
+        Args:
+            succeeded: by another service, which asks for what it needs.
+        """
         result = await self._ingress.drain(timeout_s)
-        await self._ask_for_cpus(0)
+        if self._succession is not None:
+            await asyncio.shield(self._succession)
+        if not succeeded:
+            await self._ask_for_cpus(0)
         return result
 
     async def status(self) -> dict[str, Any]:
@@ -184,7 +208,7 @@ class IngressActor:
         """
         if not run.cancelled() and run.exception() is not None:
             logger.critical("the ingress broke", exc_info=run.exception())
-            if not self._takes_over:
+            if not self._waits:
                 os._exit(1)
 
     async def _post(self, webhook: Webhook) -> Answer:

@@ -116,8 +116,16 @@ def join(address: str, *, send_code: bool = False) -> str:
         return _init(address=address, runtime_env={"py_modules": [str(PACKAGE)]})
 
 
+def messages_to_stderr() -> None:
+    """Have Ray print what its nodes tell the driver to stderr: stdout is for ours, and for JSON."""
+    worker = ray._private.worker  # Ray has no setting for it
+    show = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, **how: show({**data, "is_err": True}, **how)
+
+
 def _init(**options: Any) -> str:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    messages_to_stderr()
     try:
         context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:

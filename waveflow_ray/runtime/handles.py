@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from waveflow_ray.runtime.placement import INGRESS, NAMESPACES, REPORTER
 from waveflow_ray.settings import Settings
 
 ANSWER_TIMEOUT_S = 10.0
+LOOK_AGAIN_S = 0.2
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Service:
 def find_actors() -> Service:
     """The actors of the service that runs on the connected cluster.
 
-    While one takes over from another, it is the one that was there before.
+    While one takes over from another, it is the one that takes messages from the queue.
 
     Raises:
         ValueError: it does not run there.
@@ -56,10 +58,10 @@ def find_actors() -> Service:
 
 def _not_in_charge(service: Service) -> bool:
     try:
-        waits: bool = ray.get(service.ingress.takes_over.remote(), timeout=ANSWER_TIMEOUT_S)
+        in_charge: bool = ray.get(service.ingress.in_charge.remote(), timeout=ANSWER_TIMEOUT_S)
     except ray.exceptions.RayError:
         return True
-    return waits
+    return not in_charge
 
 
 def services() -> list[Service]:
@@ -79,16 +81,27 @@ def reporter_names(settings: Settings) -> list[str]:
     return [f"{REPORTER}{index}" for index in range(settings.reporters)]
 
 
-async def take_over(ingress_id: str, drain_timeout_s: float) -> None:
-    """Have the service of that ingress end its work, then end it."""
+async def hand_over(
+    ingress_id: str, drain_timeout_s: float
+) -> AsyncIterator[dict[int, tuple[str | None, bool]]]:
+    """Have the service of that ingress take no more messages, then end it.
+
+    Yields what it has in hand (`Ingress.in_hand`), again and again, and nothing when it is ended.
+    """
     running = await asyncio.to_thread(services)
     old = next((service for service in running if service.ingress_id == ingress_id), None)
     if old is None:
-        return  # it is gone, or this ingress did so before it was restarted
+        yield {}  # it is gone, or this ingress did so before it was restarted
+        return
     logger.info("taking over", extra={"fields": {"release": release()}})
+    drained = asyncio.ensure_future(old.ingress.drain.remote(drain_timeout_s, succeeded=True))
     try:
-        await old.ingress.drain.remote(drain_timeout_s)
+        while not drained.done():
+            yield await old.ingress.in_hand.remote()
+            await asyncio.wait({drained}, timeout=LOOK_AGAIN_S)
+        await drained
     except ray.exceptions.RayError as error:  # what it held comes back when its leases end
         fields = {"cause": f"{type(error).__name__}: {error}"[:500]}
         logger.warning("the old ingress did not drain", extra={"fields": fields})
     await asyncio.to_thread(old.end)
+    yield {}

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, Protocol
 
 from waveflow_ray.aws.sqs import BATCH, Message, QueueError, QueueFacts
@@ -24,6 +24,7 @@ from waveflow_ray.outcomes import Outcome, Webhook, failed
 from waveflow_ray.runtime.courier import Courier, Delivery
 from waveflow_ray.runtime.demand import Backlog, Costs
 from waveflow_ray.runtime.leases import Held, Leases
+from waveflow_ray.runtime.slots import SlotPool, Slots
 from waveflow_ray.runtime.subjects import Line, Ticket
 from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Verdict
@@ -38,19 +39,6 @@ TROUBLE_PAUSE_S = 2.0
 JOBS_WHILE_AWAY = 4
 SLOTS_EVERY_S = 2.0
 ROOM_LOOK_S = 0.05
-
-
-@dataclass(frozen=True)
-class Slots:
-    """How many jobs the cluster can work on: light (hash, duplicate, …) and heavy ones.
-
-    Attributes:
-        mixes: of the heavy ones; with more, their sums would leave no CPU to what they wait for.
-    """
-
-    light: int
-    heavy: int
-    mixes: int
 
 
 class Executor(Protocol):
@@ -74,35 +62,6 @@ class Executor(Protocol):
 
     async def slots(self) -> Slots:
         """How much fits now."""
-
-
-class SlotPool:
-    """A semaphore whose size follows the cluster."""
-
-    def __init__(self) -> None:
-        self.size = 1
-        self._semaphore = asyncio.Semaphore(1)
-        self._surplus = 0  # slots in use that are not to come back
-
-    def resize(self, size: int) -> None:
-        """Jobs that run stay; a smaller size takes effect as they end."""
-        self._surplus += self.size - size
-        self.size = size
-        while self._surplus < 0:
-            self._surplus += 1
-            self._semaphore.release()
-
-    @asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
-        """Wait for a slot and hold it."""
-        await self._semaphore.acquire()
-        try:
-            yield
-        finally:
-            if self._surplus > 0:
-                self._surplus -= 1
-            else:
-                self._semaphore.release()
 
 
 async def _cancel(jobs: list[Held]) -> None:
@@ -139,6 +98,9 @@ class Ingress:
         self._light = SlotPool()
         self._heavy = SlotPool()
         self._mixes = SlotPool()
+        self._slots = Slots(1, 1, 1)
+        self._others: dict[int, Ticket] = {}
+        self._other_mixes = 0
         self._max_receives: int | None = None
         self._pollers: list[asyncio.Task[None]] = []
         self._background: list[asyncio.Task[None]] = []
@@ -175,6 +137,33 @@ class Ingress:
         for task in done:
             if not task.cancelled():
                 task.result()
+
+    def in_hand(self) -> dict[int, tuple[str | None, bool]]:
+        """By a number of each job: its subject, and whether it is a mix that runs."""
+        return {
+            held.number: (
+                held.job.subject,
+                isinstance(held.job, MixJob) and held.stage == "running",
+            )
+            for held in self.leases.held.values()
+        }
+
+    def make_way(self, others: Mapping[int, tuple[str | None, bool]]) -> None:
+        """Leave room to an ingress that takes no more messages, and ends what it has in hand.
+
+        Nothing is reported about a subject before that one is done with it, and its mixes count
+        among ours.
+
+        Args:
+            others: its `in_hand`. To be called again as that gets less, at last with nothing.
+        """
+        for number in self._others.keys() - others.keys():
+            self._others.pop(number).leave()
+        for number in others.keys() - self._others.keys():
+            first = (0, number)
+            self._others[number] = self._line.join(others[number][0], first)
+        self._other_mixes = sum(mix for _, mix in others.values())
+        self._share_slots()
 
     async def drain(self, timeout_s: float) -> dict[str, int]:
         """Stop taking messages, let running jobs end, give the rest back. Returns counts.
@@ -431,10 +420,13 @@ class Ingress:
                 logger.exception("%s failed", getattr(work, "__name__", "background work"))
 
     async def _resize(self) -> None:
-        slots = await self.executor.slots()
-        self._light.resize(max(1, slots.light))
-        self._heavy.resize(max(1, slots.heavy))
-        self._mixes.resize(max(1, slots.mixes))
+        self._slots = await self.executor.slots()
+        self._share_slots()
+
+    def _share_slots(self) -> None:
+        self._light.resize(max(1, self._slots.light))
+        self._heavy.resize(max(1, self._slots.heavy))
+        self._mixes.resize(max(0, max(1, self._slots.mixes) - self._other_mixes))
 
     async def _clean(self) -> None:
         outcome = await self.executor.clean()

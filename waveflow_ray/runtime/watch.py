@@ -127,6 +127,9 @@ class Watch:
     async def _look_at_backlog(self) -> None:
         queued = self.queue.visible if self.queue is not None else 0
         ingress = self._ingress
+        if ingress.draining:  # it is for whoever drains it to ask for less, or for its successor
+            self._metrics.set(CPUS_WANTED, 0)
+            return
         target_s = ingress.settings.target_latency_s
         cpus = cpus_needed(ingress.backlog(queued), ingress.costs, target_s)
         self._metrics.set(CPUS_WANTED, cpus)
