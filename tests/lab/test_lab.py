@@ -75,15 +75,23 @@ class Cluster:
         self.main_server.received.clear()
         return Ledger(self.main_server, self.account)
 
-    def mixes_until(self, ledger: Ledger, reached: Callable[[], bool]) -> None:
-        """Keep some mixes in hand until it is so; however fast they are done."""
+    def mixes_until(
+        self, ledger: Ledger, reached: Callable[[], bool], beside: Batch | None = None
+    ) -> None:
+        """Keep some mixes in hand until it is so, however fast they are done.
+
+        Args:
+            beside: of these jobs, one is sent every second.
+        """
         deadline = time.monotonic() + PATIENCE_S
         while not reached():
             assert time.monotonic() < deadline, self.explain(ledger)
+            batches = [beside.take(1)] if beside else []
             if len(ledger.unfinished()) < MORE.mixes:
-                more = self.batch(MORE)
-                ledger.batches.append(more)
-                for body in more.bodies:
+                batches.append(self.batch(MORE))
+            for batch in batches:
+                ledger.batches.append(batch)
+                for body in batch.bodies:
                     self.account.queue.send(body)
             time.sleep(1.0)
 
@@ -286,14 +294,15 @@ def test_ray_up_again_after_everything_died_on_the_head(cluster: Cluster) -> Non
 
 
 def test_a_new_version_takes_over_under_load(cluster: Cluster) -> None:
-    """cluster/deploy, while mixes are in hand: none is lost, none is told of twice."""
+    """cluster/deploy, with mixes in hand and a hash every second: none lost, none told of twice."""
+    hashes = cluster.batch(Sizes(hashes=1000, analyses=0, duplicates=0, mixes=0, bad=0))
     ledger = cluster.ledger()
     wheel = make_wheel(cluster.lab.folder, "9.9.9")
     command = f"cluster/deploy --config {cluster.path} {wheel}"
     clock = Clock()
     with ThreadPoolExecutor(1) as threads:
         deploy = threads.submit(cluster.lab.operator, command, PATIENCE_S)
-        cluster.mixes_until(ledger, deploy.done)
+        cluster.mixes_until(ledger, deploy.done, hashes)
         assert "WaveFlow 9.9.9+" in deploy.result()
     clock.note("cluster/deploy")
     cluster.settle(ledger)

@@ -65,7 +65,17 @@ class Batch:
     def add(self, body: str, path: str, **fields: Any) -> None:
         """A job's message, and its webhook."""
         self.bodies.append(body)
-        self.expected[f"msg_{parse(body, 'm').fingerprint[:32]}"] = Expected(path, fields)
+        self.expected[event_of(body)] = Expected(path, fields)
+
+    def take(self, count: int) -> Batch:
+        """So many of its jobs, which are no longer in it."""
+        bodies, self.bodies = self.bodies[:count], self.bodies[count:]
+        return Batch(bodies, {event: self.expected.pop(event) for event in map(event_of, bodies)})
+
+
+def event_of(body: str) -> str:
+    """The `webhook-id` of a job without the status, by its message."""
+    return f"msg_{parse(body, 'm').fingerprint[:32]}"
 
 
 @functools.cache
@@ -175,12 +185,7 @@ class Ledger:
     def explain(self) -> str:
         """For a wait that took too long."""
         rest = self.unfinished()
-        bodies = [
-            body
-            for batch in self.batches
-            for body in batch.bodies
-            if f"msg_{parse(body, 'm').fingerprint[:32]}" in rest
-        ]
+        bodies = [b for batch in self.batches for b in batch.bodies if event_of(b) in rest]
         return f"{len(rest)} did not end, e.g. {bodies[:3]}; queue {self.account.left()}"
 
     def _came(self) -> dict[str, list[Received]]:
