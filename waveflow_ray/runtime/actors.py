@@ -120,22 +120,27 @@ class IngressActor:
         flush = RayExporter(metrics).flush
         self._ask_for_cpus = asker()
         self._watch = Watch(self._ingress, metrics, _alive_nodes, self._ask_for_cpus, flush)
-        self._waits = replaces is not None
+        self._taken_over = asyncio.Event()
+        if replaces is None:
+            self._taken_over.set()
+        self._beside: list[asyncio.Task[None]] = []
         self._succession: asyncio.Task[None] | None = None
         self._held_at = -math.inf
         self._work = asyncio.create_task(self._run(replaces))
         self._work.add_done_callback(self._end_if_broken)
 
     async def _run(self, replaces: str | None) -> None:
-        warm_up = asyncio.create_task(self._executor.warm_up())
-        if replaces is not None:
-            await warm_up
+        if replaces is None:
+            self._beside = [asyncio.create_task(self._executor.warm_up())]
+        else:
             await self._executor.compile()
+            me = ray.get_runtime_context().current_actor
+            await self._executor.warm_up(me.taken_over.remote())
             others = hand_over(replaces, self._settings.drain_timeout_s)
             self._ingress.make_way(await anext(others))
-            self._waits = False
+            self._taken_over.set()
             self._succession = asyncio.create_task(self._make_way(others))
-        self._beside = [warm_up, asyncio.create_task(self._watch.run())]
+        self._beside.append(asyncio.create_task(self._watch.run()))
         await self._ingress.run()
 
     async def _make_way(self, others: AsyncIterator[dict[int, tuple[str | None, bool]]]) -> None:
@@ -156,7 +161,11 @@ class IngressActor:
 
     async def in_charge(self) -> bool:
         """Whether it is this one that takes messages."""
-        return not self._waits and not self._ingress.draining
+        return self._taken_over.is_set() and not self._ingress.draining
+
+    async def taken_over(self) -> None:
+        """Returns when it is this one that takes messages, or was."""
+        await self._taken_over.wait()
 
     async def in_hand(self) -> dict[int, tuple[str | None, bool]]:
         """See `Ingress.in_hand`."""
@@ -208,7 +217,7 @@ class IngressActor:
         """
         if not run.cancelled() and run.exception() is not None:
             logger.critical("the ingress broke", exc_info=run.exception())
-            if not self._waits:
+            if self._taken_over.is_set():
                 os._exit(1)
 
     async def _post(self, webhook: Webhook) -> Answer:

@@ -22,7 +22,7 @@ from waveflow_ray.messages import (
 )
 from waveflow_ray.outcomes import Outcome, Webhook, failed, lost_worker
 from waveflow_ray.runtime.batches import Batches, LostError
-from waveflow_ray.runtime.demand import HEAVY_CPUS, LIGHT_CPUS
+from waveflow_ray.runtime.demand import HEAVY_CPUS
 from waveflow_ray.runtime.light import Do, Forget, Keep, LightWork, Result
 from waveflow_ray.runtime.nodes import alive_nodes, cluster_nodes
 from waveflow_ray.runtime.placement import (
@@ -30,6 +30,7 @@ from waveflow_ray.runtime.placement import (
     IN_A_TASK,
     LIGHT_PER_CPU,
     LOST_WORKER,
+    MIXES_PER_CPU,
     TRIES,
 )
 from waveflow_ray.runtime.slots import Slots
@@ -45,7 +46,6 @@ from waveflow_ray.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-ROUNDING = 1e-6
 KEEPING = "keep"
 """Name of tasks that keep or forget webhooks."""
 
@@ -56,6 +56,7 @@ class RayExecutor:
     def __init__(self, settings: Settings) -> None:
         self._settings_ref = ray.put(settings)
         self._cpus = 1
+        self._workers: list[Any] = []
         self._light: Batches[LightWork, Result] = Batches(self._send, IN_A_TASK)
 
     async def run(self, job: Job, *, again: bool) -> Outcome:
@@ -122,21 +123,30 @@ class RayExecutor:
             logger.warning(trouble, extra={"fields": fields | {"cause": str(result)[:500]}})
         return result if isinstance(result, Webhook) else None
 
-    async def warm_up(self) -> None:
-        """Start a worker for every CPU there is, so that the first jobs find them ready."""
-        resources = await asyncio.to_thread(ray.cluster_resources)
-        task = warm_up_task.options(name="warm up")
-        await asyncio.gather(
-            *(task.remote(self._settings_ref) for _ in range(int(resources.get("CPU", 0))))
-        )
+    async def warm_up(self, until: Any = None) -> None:
+        """Have workers ready on every node: one for each CPU, and one for light jobs.
+
+        Args:
+            until: a reference for which they wait when they are ready. Ray ends workers that are
+                idle while others are busy, as they are when a version takes over from another.
+        """
+        waits_for = [] if until is None else [until]
+        workers = [
+            warm_up_task.options(name="warm up", scheduling_strategy=_on(node)).remote(
+                self._settings_ref, waits_for
+            )
+            for node in await asyncio.to_thread(alive_nodes)
+            if (cpus := int(node["Resources"].get("CPU", 0)))
+            for _ in range(cpus + 1)
+        ]
+        for worker in workers:
+            await (await anext(worker))
+        self._workers = workers  # for as long as they wait
 
     async def compile(self) -> None:
         """Have every node compile what mixes need, where that does not lie ready."""
         for_each = [
-            compile_task.options(
-                name="compile",
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
-            ).remote()
+            compile_task.options(name="compile", scheduling_strategy=_on(node)).remote()
             for node in await asyncio.to_thread(alive_nodes)
             if node["Resources"].get("CPU")
         ]
@@ -147,8 +157,7 @@ class RayExecutor:
         removed: list[str] = []
         nodes = await asyncio.to_thread(alive_nodes)
         for node in nodes:
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
-            task = light_task.options(num_cpus=0, scheduling_strategy=here, name="cleanup")
+            task = light_task.options(num_cpus=0, scheduling_strategy=_on(node), name="cleanup")
             job = CleanupJob(job_id="cleanup")
             outcome: Outcome = await task.remote(job, self._settings_ref, 1, None)
             host = node["NodeManagerHostname"]
@@ -165,8 +174,13 @@ class RayExecutor:
         return Slots(
             light=tasks * IN_A_TASK,
             heavy=int(cpus / HEAVY_CPUS) + HEAVY_QUEUED,
-            mixes=int((cpus - HEAVY_CPUS) / LIGHT_CPUS + ROUNDING),
+            mixes=int(cpus * MIXES_PER_CPU),
         )
+
+
+def _on(node: dict[str, Any]) -> NodeAffinitySchedulingStrategy:
+    """Placed on a node; elsewhere if that is gone."""
+    return NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
 
 
 def _log_loss(job: Job, cause: Exception) -> None:

@@ -48,6 +48,11 @@ CELL: dict[str, Any] = {
     "num_cpus": HEAVY_CPUS,
     "memory": 500 * 2**20,
 }
+WARM_UP: dict[str, Any] = {
+    "max_retries": 0,
+    "num_cpus": 0,
+    "num_returns": "streaming",
+}
 STREAMED: dict[str, Any] = {
     "num_returns": "streaming",
     # A cell waits when the reduce falls behind, so the object store holds little of any mix.
@@ -64,6 +69,9 @@ ACTOR: dict[str, Any] = {
 CELLS_PER_MIX = 8
 CELLS_AHEAD = 2
 """Cells of a mix that wait while so many run: no CPU waits for the reduce to send the next."""
+MIXES_PER_CPU = 0.5
+"""Mixes at a time. Their sums and their cells share the CPUs: with more, cells wait for CPUs that
+sums hold, every mix takes longer, and so do all together (docs/performance.md)."""
 LIGHT_PER_CPU = 2
 """Light tasks at a time."""
 IN_A_TASK = 10

@@ -13,7 +13,7 @@ class Slots:
     """How many jobs the cluster can work on: light (hash, duplicate, …) and heavy ones.
 
     Attributes:
-        mixes: of the heavy ones; with more, their sums would leave no CPU to what they wait for.
+        mixes: of the heavy ones.
     """
 
     light: int

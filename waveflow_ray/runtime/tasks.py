@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -14,7 +15,7 @@ from waveflow_ray.logs import configure_logging
 from waveflow_ray.messages import Job, MixJob
 from waveflow_ray.outcomes import Outcome
 from waveflow_ray.runtime.light import do_alone, do_together
-from waveflow_ray.runtime.placement import CELLS_PER_MIX, HEAVY, LIGHT, TOGETHER
+from waveflow_ray.runtime.placement import CELLS_PER_MIX, HEAVY, LIGHT, TOGETHER, WARM_UP
 from waveflow_ray.settings import Settings
 
 
@@ -52,9 +53,16 @@ def do_job(
     return standing(job, outcome, work.bucket, again=again)
 
 
-def warm_up(settings: Settings) -> None:
-    """Make a worker ready before its first job: importing this module is most of it."""
+def warm_up(settings: Settings, waits_for: list[Any]) -> Iterator[None]:
+    """Make a worker ready before its first job: importing this module is most of it.
+
+    Args:
+        waits_for: references; when it is ready, it waits until they can be had.
+    """
     bucket_of(settings)
+    yield
+    if waits_for:
+        ray.wait(waits_for)
 
 
 def compile_loops() -> None:
@@ -68,5 +76,5 @@ light_task: Any = ray.remote(**LIGHT)(do_job)
 heavy_task: Any = ray.remote(**HEAVY)(do_job)
 alone_task: Any = ray.remote(**LIGHT)(do_alone)
 together_task: Any = ray.remote(**TOGETHER)(do_together)
-warm_up_task: Any = ray.remote(**HEAVY)(warm_up)
+warm_up_task: Any = ray.remote(**WARM_UP)(warm_up)
 compile_task: Any = ray.remote(**HEAVY)(compile_loops)
