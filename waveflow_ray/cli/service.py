@@ -59,8 +59,8 @@ def start(
 
     A process stays, the driver: while it lives, Ray keeps the service's workers ready.
 
-    With --replace the new one makes itself ready, then the old one drains, then the new one takes
-    messages: no job is lost or told of twice. If it does not come up, the old one goes on.
+    With --replace the new one makes itself ready, then it takes the messages, and the old one ends
+    its jobs: none is lost or told of twice. If the new one does not come up, the old one goes on.
 
     Examples:
 

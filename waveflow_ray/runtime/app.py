@@ -147,8 +147,8 @@ def start(settings: Settings, *, detached: bool, replace: bool = False) -> Servi
 
     Args:
         detached: the service stays when this process ends.
-        replace: take over from a service that runs already, which drains first. Until the new one
-            has workers ready on all nodes, the old one goes on; if that fails, it stays.
+        replace: take over from a service that runs already. Until the new one has workers ready on
+            all nodes, the old one goes on; then it ends its jobs. If that fails, it stays.
 
     Raises:
         ServiceError: the service runs on this cluster already, or does not come up.
