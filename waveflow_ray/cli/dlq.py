@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from waveflow_ray.settings import load_settings
-
 if TYPE_CHECKING:
     from waveflow_ray.aws.dead import DeadLetter, DeadLetters
     from waveflow_ray.aws.sqs import Queue
@@ -124,6 +122,7 @@ def _dead_letters() -> Iterator[tuple[DeadLetters, Queue]]:
     """The dead letters, and the queue of jobs."""
     from waveflow_ray.aws.dead import DeadLetters
     from waveflow_ray.aws.sqs import Queue, QueueError, queue_of
+    from waveflow_ray.settings import load_settings
 
     jobs = queue_of(load_settings())
     dlq_url = jobs.facts().dlq_url

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from waveflow_ray.errors import ConfigurationError
-from waveflow_ray.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +59,7 @@ def doctor(
 def _findings() -> Iterator[Finding]:
     from waveflow_ray.doctor import examine
     from waveflow_ray.doctor.findings import Group
+    from waveflow_ray.settings import load_settings
 
     group = Group("Settings")
     try:

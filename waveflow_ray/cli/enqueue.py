@@ -10,17 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from waveflow_ray.cli import mix
-from waveflow_ray.messages import (
-    AnalysisJob,
-    DuplicateJob,
-    HashJob,
-    Job,
-    MixJob,
-    RejectedJob,
-    envelope,
-    parse,
-)
-from waveflow_ray.settings import load_settings
 
 app = typer.Typer(
     help="Send a job to the queue, in the envelope shape of the main server.",
@@ -56,7 +45,7 @@ def hash_job(
         "filepath": filepath,
         "original_filename": original_filename,
     }
-    _send(HashJob, _stem(stem_id) | fields, dry_run)
+    _send("HashJob", _stem(stem_id) | fields, dry_run)
 
 
 @app.command("duplicate")
@@ -75,7 +64,7 @@ def duplicate_job(
         "filepath": filepath,
         "audio_hash": audio_hash,
     }
-    _send(DuplicateJob, _stem(stem_id) | fields, dry_run)
+    _send("DuplicateJob", _stem(stem_id) | fields, dry_run)
 
 
 @app.command("analysis")
@@ -100,7 +89,7 @@ def analysis_job(
         "num_peaks": num_peaks,
         "upstreamId": upstream_id,
     }
-    _send(AnalysisJob, _stem(stem_id) | fields, dry_run)
+    _send("AnalysisJob", _stem(stem_id) | fields, dry_run)
 
 
 @app.command("mix")
@@ -134,24 +123,28 @@ def mix_job(
     )
     if stem_paths:
         fields["stem_paths"] = stem_paths
-    _send(MixJob, {"stageId": stage_id, "upstreamId": upstream_id} | fields, dry_run)
+    _send("MixJob", {"stageId": stage_id, "upstreamId": upstream_id} | fields, dry_run)
 
 
 def _stem(stem_id: str) -> dict[str, Any]:
     return {"stemId": stem_id or str(uuid.uuid4())}
 
 
-def _send(model: type[Job], fields: dict[str, Any], dry_run: bool) -> None:
+def _send(model_name: str, fields: dict[str, Any], dry_run: bool) -> None:
+    from waveflow_ray import messages
+
+    model: type[messages.Job] = getattr(messages, model_name)
     subject = fields.get("stemId") or fields.get("stageId") or uuid.uuid4()
     job_id = f"{model.kind}-{subject}-{time.time_ns() // 1_000_000}"
-    body = envelope(model, job_id, **fields)
-    job = parse(body, job_id)
-    if isinstance(job, RejectedJob):
+    body = messages.envelope(model, job_id, **fields)
+    job = messages.parse(body, job_id)
+    if isinstance(job, messages.RejectedJob):
         raise typer.BadParameter(job.reason)
     if dry_run:
         typer.echo(json.dumps(json.loads(body), indent=2, ensure_ascii=False))
         return
     from waveflow_ray.aws.sqs import queue_of
+    from waveflow_ray.settings import load_settings
 
     message_id = queue_of(load_settings()).send(body)
     typer.echo(f"queued {job_id} (message {message_id})")

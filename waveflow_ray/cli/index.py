@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from waveflow_ray.settings import load_settings
-
 
 def index(
     prefix: Annotated[str, typer.Argument(help="Only keys that begin so.")] = "",
@@ -38,6 +36,7 @@ def index(
     from waveflow_ray.aws.s3 import bucket_of
     from waveflow_ray.jobs.index import Indexed, index_bucket
     from waveflow_ray.jobs.work import copies_of
+    from waveflow_ray.settings import load_settings
 
     settings = load_settings()
     bucket = bucket_of(settings)

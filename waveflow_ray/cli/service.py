@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from waveflow_ray.settings import Settings, load_settings
+if TYPE_CHECKING:
+    from waveflow_ray.settings import Settings
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -31,6 +33,7 @@ def run(
       RAY_ADDRESS=auto LOG_FORMAT=json waveflow run
     """
     from waveflow_ray.runtime import app
+    from waveflow_ray.settings import load_settings
 
     settings = app.resolve(load_settings())
     dashboard = app.connect(settings, may_start=True, num_cpus=num_cpus)
@@ -72,6 +75,7 @@ def start(
     """
     from waveflow_ray.release import release
     from waveflow_ray.runtime import app, driver
+    from waveflow_ray.settings import load_settings
 
     if stay < 0:
         given = {"--replace": replace, "--if-stopped": if_stopped, "--send-code": send_code}
@@ -107,6 +111,7 @@ def stop(
       waveflow stop --timeout 120
     """
     from waveflow_ray.runtime import app
+    from waveflow_ray.settings import load_settings
 
     settings = load_settings()
     app.connect(settings, may_start=False)
@@ -133,6 +138,7 @@ def status(as_json: Json = False) -> None:
     """
     from waveflow_ray.runtime import app
     from waveflow_ray.runtime.nodes import cluster_nodes
+    from waveflow_ray.settings import load_settings
 
     settings = load_settings()
     dashboard = app.connect(settings, may_start=False)
@@ -193,6 +199,7 @@ def health(as_json: Json = False) -> None:
       waveflow health --json
     """
     from waveflow_ray.jobs import maintenance
+    from waveflow_ray.settings import load_settings
 
     settings = load_settings()
     report = maintenance.report(maintenance.health(settings, _nodes(settings)))
@@ -216,6 +223,7 @@ def cleanup(as_json: Json = False) -> None:
       waveflow cleanup
     """
     from waveflow_ray.jobs import maintenance
+    from waveflow_ray.settings import load_settings
 
     removed = maintenance.cleanup(load_settings())
     if as_json:

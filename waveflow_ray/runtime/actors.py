@@ -39,6 +39,7 @@ from waveflow_ray.webhooks import Answer, Poster, Verdict
 logger = logging.getLogger(__name__)
 
 LOG_LOOK_S = 0.1
+TROUBLE_LOOK_S = 2.0
 DRIVER_GONE_S = 60.0
 
 
@@ -130,6 +131,7 @@ class IngressActor:
         self._work.add_done_callback(self._end_if_broken)
 
     async def _run(self, replaces: str | None) -> None:
+        await self._reporters_are_well()
         if replaces is None:
             self._beside = [asyncio.create_task(self._executor.warm_up())]
         else:
@@ -142,6 +144,13 @@ class IngressActor:
             self._succession = asyncio.create_task(self._make_way(others))
         self._beside.append(asyncio.create_task(self._watch.run()))
         await self._ingress.run()
+
+    async def _reporters_are_well(self) -> None:
+        """Wait until they can report: nothing is taken from the queue before."""
+        for reporter in self._reporters:
+            while trouble := await _trouble(reporter):
+                logger.error("nothing can be reported", extra={"fields": {"cause": trouble}})
+                await asyncio.sleep(TROUBLE_LOOK_S)
 
     async def _make_way(self, others: AsyncIterator[dict[int, tuple[str | None, bool]]]) -> None:
         async for in_hand in others:
@@ -241,6 +250,14 @@ class IngressActor:
         yield list(enumerate(await post.remote(webhooks)))
 
 
+async def _trouble(reporter: Any) -> str:
+    """Why it can post nothing, if so."""
+    try:
+        return str(await reporter.trouble.remote())
+    except ray.exceptions.RayError as error:  # it died; Ray starts it again
+        return str(error)
+
+
 async def _alive_nodes() -> list[dict[str, Any]]:
     return await asyncio.to_thread(alive_nodes)
 
@@ -269,14 +286,14 @@ def start_actors(settings: Settings, *, detached: bool, replaces: Service | None
         ray.remote(**options)(ReporterActor).options(name=name).remote(plain, settings.fingerprint)
         for name in reporter_names(settings)
     ]
+    actor = ray.remote(**options)(IngressActor).options(name=INGRESS)
+    ingress = actor.remote(plain, namespace, replaces and replaces.ingress_id)
+    service = Service(ingress, reporters, namespace)
     try:
         troubles = ray.get([reporter.trouble.remote() for reporter in reporters])
         if any(troubles):
             raise ConfigurationError(next(filter(None, troubles)))
     except (ConfigurationError, ray.exceptions.RayError):
-        for reporter in reporters:
-            ray.kill(reporter)
+        service.end()
         raise
-    actor = ray.remote(**options)(IngressActor).options(name=INGRESS)
-    ingress = actor.remote(plain, namespace, replaces and replaces.ingress_id)
-    return Service(ingress, reporters, namespace)
+    return service
