@@ -7,6 +7,7 @@ import os
 import struct
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from waveflow_ray.audio.decode import open_audio
 from waveflow_ray.audio.pcm import PcmLayout, decode, pcm_layout
+from waveflow_ray.audio.pcmfile import PcmFile
 from waveflow_ray.errors import JobError
 
 FRAMES = 501
@@ -59,8 +61,15 @@ def with_chunk(wav: bytes, name: bytes, content: bytes) -> bytes:
     return wav[:4] + struct.pack("<I", size) + wav[8:12] + chunk + wav[12:]
 
 
-def whole(data: bytes) -> tuple[NDArray[np.generic], bool]:
-    """What the reader of whole files finds, and whether it misses something."""
+def whole(data: bytes, *, plain: bool = False) -> tuple[NDArray[np.generic], bool]:
+    """What is found in the whole file, and whether something is missing.
+
+    Args:
+        plain: as the reader does it, which takes plain PCM without libsndfile; else by libsndfile.
+    """
+    if not plain:
+        with patch.object(PcmFile, "open", lambda _fd: None):
+            return whole(data, plain=True)
     fd = os.memfd_create("sound")
     try:
         os.write(fd, data)
@@ -83,6 +92,7 @@ def check(data: bytes, first: int, frames: int) -> bool:
         return False
     samples, truncated = whole(data)
     assert not truncated
+    assert np.array_equal(whole(data, plain=True)[0], samples)
     assert layout.frames == len(samples)
     first = min(first, layout.frames)
     frames = min(frames, layout.frames - first)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waveflow_ray.audio.clip import Clip
-from waveflow_ray.audio.decode import Block
 from waveflow_ray.audio.kernels import add_scaled, add_shifted
+from waveflow_ray.audio.samples import Block
 
 Window = NDArray[np.int32]
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from waveflow_ray.audio.bus import MixFormat, Window, add_to_bus, as_float, to_stereo
 from waveflow_ray.audio.clip import resampled_length
-from waveflow_ray.audio.decode import AudioReader, Block
+from waveflow_ray.audio.decode import AudioReader
 from waveflow_ray.audio.pcm import PcmLayout, decode
 from waveflow_ray.audio.plan import BLOCK_FRAMES, READS_AHEAD, Cell, Part, StemInfo
+from waveflow_ray.audio.samples import Block
 from waveflow_ray.errors import ErrorCode, JobError
 
 

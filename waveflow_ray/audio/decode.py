@@ -1,4 +1,4 @@
-"""Audio files as blocks of samples, in constant memory, by libsndfile and dr_flac.
+"""Audio files as blocks of samples, in constant memory, by libsndfile and dr_flac; PCM by itself.
 
 Only the containers and encodings listed here reach the caller, and only files that begin like
 one of them reach a decoder at all: libsndfile's readers of rare formats have had memory faults.
@@ -20,20 +20,21 @@ from numpy.typing import NDArray
 
 from waveflow_ray.audio.container import Survey, survey
 from waveflow_ray.audio.flac import FlacFile
+from waveflow_ray.audio.pcmfile import PcmFile
+from waveflow_ray.audio.samples import (
+    MAX_CHANNELS,
+    MAX_RATE_HZ,
+    MIN_RATE_HZ,
+    Block,
+    silence_non_finite,
+)
 from waveflow_ray.audio.sndfile import SequentialFile, View
 from waveflow_ray.errors import ErrorCode, JobError
-
-Block = NDArray[np.int16] | NDArray[np.float32]
 
 BLOCK_FRAMES = 128 * 1024
 """Measured with the peak meter on 4 min of 16 bit stereo WAV: 50 ms in blocks of 16 Ki frames,
 30 ms of 32 Ki, 22-27 ms of 64 Ki, 18-27 ms of 128 Ki. Cost per call outweighs cache misses."""
-MAX_CHANNELS = 8
-MIN_RATE_HZ = 8_000
-MAX_RATE_HZ = 192_000
 MAX_DURATION_S = 4 * 3600.0
-MAX_SAMPLE = np.float32(1e30)
-"""Of full scale 1.0: what is larger is damage."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,8 @@ class AudioReader:
         plan = self._survey
         if plan.kind == "audio/flac" and (flac := FlacFile.open(self._fd)) is not None:
             return flac
+        if (pcm := PcmFile.open(self._fd)) is not None:
+            return pcm
         try:
             if not plan.always_show:
                 os.lseek(self._fd, 0, os.SEEK_SET)
@@ -291,11 +294,3 @@ def _checked_survey(fd: int, name: str) -> Survey:
             ErrorCode.UNSUPPORTED_MEDIA_TYPE, f"This is not an audio file. {SUPPORTED}", name
         )
     return found
-
-
-def silence_non_finite(block: NDArray[np.float32]) -> None:
-    """NaN and infinite samples become 0, in place; so do those whose sums would be infinite."""
-    # Most blocks need no look at every sample. With a NaN in it, no comparison holds.
-    if block.min(initial=0) >= -MAX_SAMPLE and block.max(initial=0) <= MAX_SAMPLE:
-        return
-    block[~(np.abs(block) <= MAX_SAMPLE)] = 0.0

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waveflow_ray.audio.container import is_streamed
-from waveflow_ray.audio.decode import (
+from waveflow_ray.audio.samples import (
     MAX_CHANNELS,
     MAX_RATE_HZ,
     MIN_RATE_HZ,

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from waveflow_ray.audio.decode import AudioReader, Block
+from waveflow_ray.audio.decode import AudioReader
+from waveflow_ray.audio.samples import Block
 
 DECIMALS = 4
 FULL_SCALE_INT16 = 32768

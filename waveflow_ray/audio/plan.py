@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 from waveflow_ray.audio.bus import WINDOW_FRAMES, MixFormat, fraction_bits
 from waveflow_ray.audio.clip import Clip, clip_of
-from waveflow_ray.audio.decode import MAX_CHANNELS
 from waveflow_ray.audio.pcm import PcmLayout
+from waveflow_ray.audio.samples import MAX_CHANNELS
 from waveflow_ray.audio.spec import MP3_RATES, MixSpec
 from waveflow_ray.errors import ErrorCode, JobError
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from waveflow_ray.audio.bus import add_to_bus
 from waveflow_ray.audio.clip import Clip
-from waveflow_ray.audio.decode import Block
 from waveflow_ray.audio.encode import Encoding, MixWriter
 from waveflow_ray.audio.loudness import LoudnessMeter
 from waveflow_ray.audio.pcm import PcmLayout, decode
+from waveflow_ray.audio.samples import Block
 
 RATE = 8000
 FRAMES = 1000
