@@ -26,12 +26,13 @@ from benchmarks.timing import machine
 from waveflow_ray.aws.sqs import BATCH, Queue
 from waveflow_ray.messages import AnalysisJob, HashJob, Job, envelope
 from waveflow_ray.outcomes import Outcome, success
-from waveflow_ray.runtime.actors import IngressActor, ReporterActor
+from waveflow_ray.runtime.actors import IngressActor
 from waveflow_ray.runtime.demand import HEAVY_CPUS
 from waveflow_ray.runtime.environment import ray_environment
 from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.handles import reporter_names
 from waveflow_ray.runtime.placement import ACTOR, HEAVY
+from waveflow_ray.runtime.reporter import ReporterActor
 from waveflow_ray.settings import Settings
 
 NODES = (2, 8, 32, 64)

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -286,17 +287,41 @@ def _drain(key: str, response: GetObjectOutputTypeDef, take: Callable[[bytes], o
     size = 0
     expected_md5 = _md5_of(response)
     md5 = hashlib.md5(usedforsecurity=False)
-    with _body_faults(key):
+
+    def use(chunk: bytes) -> None:
+        take(chunk)
+        if expected_md5:
+            md5.update(chunk)
+
+    with _body_faults(key), _beside(use, response["ContentLength"]) as give:
         for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
-            take(chunk)
+            give(chunk)
             size += len(chunk)
-            if expected_md5:
-                md5.update(chunk)
     if size != response["ContentLength"]:
         raise _cut_short(size, response["ContentLength"])
     if expected_md5 and md5.hexdigest() != expected_md5:
         raise _broken(f"the MD5 of what came is {md5.hexdigest()}, not {expected_md5}")
     return size
+
+
+@contextmanager
+def _beside(use: Callable[[bytes], None], size: int) -> Iterator[Callable[[bytes], None]]:
+    """Use chunks in a thread, each while the next one comes; few are used at once, in place."""
+    if size <= 2 * CHUNK_BYTES:
+        yield use
+        return
+    with ThreadPoolExecutor(1, "chunks") as thread:
+        used: Future[None] | None = None
+
+        def give(chunk: bytes) -> None:
+            nonlocal used
+            if used is not None:
+                used.result()
+            used = thread.submit(use, chunk)
+
+        yield give
+        if used is not None:
+            used.result()
 
 
 def _md5_of(response: GetObjectOutputTypeDef) -> str | None:

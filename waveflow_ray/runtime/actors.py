@@ -1,4 +1,4 @@
-"""The service's actors, and how they are started."""
+"""The ingress as an actor, and how the service's actors are started."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import os
-import socket
 import time
 import zlib
 from collections.abc import AsyncIterator, Sequence
@@ -30,64 +29,17 @@ from waveflow_ray.runtime.handles import Service, hand_over, reporter_names, ser
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.nodes import alive_nodes
-from waveflow_ray.runtime.outbox import Outbox
 from waveflow_ray.runtime.placement import ACTOR, IN_A_POST, INGRESS, NAMESPACES, POSTS_AT_A_TIME
+from waveflow_ray.runtime.reporter import ReporterActor
 from waveflow_ray.runtime.watch import Watch
-from waveflow_ray.settings import SECRETS, Secrets, Settings, signing_keys
-from waveflow_ray.webhooks import Answer, Poster, Verdict
+from waveflow_ray.settings import Settings
+from waveflow_ray.webhooks import Answer, Verdict
 
 logger = logging.getLogger(__name__)
 
 LOG_LOOK_S = 0.1
 TROUBLE_LOOK_S = 2.0
 DRIVER_GONE_S = 60.0
-
-
-class ReporterActor:
-    """Posts webhooks. A subject is always at the same reporter.
-
-    Args:
-        settings: without secrets: what Ray is given, it keeps. They come from the environment of
-            the actor's own process.
-        fingerprint: of the secrets with which the service was started.
-    """
-
-    def __init__(self, settings: Settings, fingerprint: str) -> None:
-        configure_logging(settings.log_level, settings.log_format)
-        secrets = Secrets(_env_file=None)  # a `.env` where Ray runs may be for something else
-        self._outbox = Outbox(self._post)
-        self._trouble = "" if secrets.fingerprint == fingerprint else _other_secrets()
-        secret, token = secrets.webhook_secret, secrets.webhook_token
-        self._poster = Poster(
-            settings.webhook_url,
-            settings.webhook_timeout_s,
-            keys=signing_keys(secret.get_secret_value()) if secret else (),
-            token=token.get_secret_value() if token else None,
-        )
-
-    async def trouble(self) -> str:
-        """Why nothing can be posted, if so."""
-        return self._trouble
-
-    async def post(self, webhook: Webhook) -> Answer:
-        """See `Outbox.one`."""
-        return await self._outbox.one(webhook)
-
-    async def post_some(self, webhooks: Sequence[Webhook]) -> list[Answer | None]:
-        """See `Outbox.some`."""
-        return await self._outbox.some(webhooks)
-
-    async def _post(self, webhook: Webhook) -> Answer:
-        if self._trouble:
-            return Answer(Verdict.AWAY, self._trouble)
-        return await self._poster.post(webhook)
-
-
-def _other_secrets() -> str:
-    return (
-        f"{' or '.join(SECRETS)}: not the same on the Ray node {socket.gethostname()} as where the "
-        "service was started; set them in the environment of `ray start` there"
-    )
 
 
 class IngressActor:
