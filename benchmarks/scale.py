@@ -27,7 +27,6 @@ from waveflow_ray.aws.sqs import BATCH, Queue
 from waveflow_ray.messages import AnalysisJob, HashJob, Job, envelope
 from waveflow_ray.outcomes import Outcome, success
 from waveflow_ray.runtime.actors import IngressActor
-from waveflow_ray.runtime.demand import HEAVY_CPUS
 from waveflow_ray.runtime.environment import ray_environment
 from waveflow_ray.runtime.executor import RayExecutor
 from waveflow_ray.runtime.handles import reporter_names
@@ -38,9 +37,11 @@ from waveflow_ray.settings import Settings
 NODES = (2, 8, 32, 64)
 PER_NODE = 2
 """Heavy jobs at a time on a node of 2 vCPU."""
-SECONDS = 0.35
-"""An assumption: of the jobs of a song on average; `--seconds` is for what was measured."""
+SECONDS = 2.0
+"""A mix of 8 stems of 4 minutes; `--seconds` is for other work."""
 RUN_S = 15.0
+RUN_JOBS = 10
+"""Of each worker, at least."""
 WAITING = 400
 """Messages in the queue: moto takes longer for each the more there are."""
 NAMESPACE = "scale"
@@ -68,7 +69,7 @@ class Waiting(RayExecutor):
     def __init__(self, settings: Settings, seconds: float) -> None:
         super().__init__(settings)
         self._seconds = seconds
-        self._task: Any = ray.remote(**{**HEAVY, "memory": 0})(wait)
+        self._task: Any = ray.remote(**{**HEAVY, "memory": 0, "num_cpus": 1})(wait)
 
     async def run(self, job: Job, *, again: bool) -> Outcome:
         done: Outcome = await self._task.options(name=job.kind).remote(job, self._seconds)
@@ -110,7 +111,7 @@ def throughput(aws: Store, hooks: Receiver, nodes: int, seconds: float) -> Row:
     cpus = nodes * PER_NODE
     os.environ.update(ray_environment(cpus, settings.reporters + 1))
     ray.init(
-        num_cpus=round(cpus * HEAVY_CPUS + 0.5),
+        num_cpus=cpus,
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,
@@ -127,11 +128,11 @@ def throughput(aws: Store, hooks: Receiver, nodes: int, seconds: float) -> Row:
         ingress: Any = ray.remote(**ACTOR)(WaitingIngress).remote(settings, seconds)
         feeder = threading.Thread(target=_feed, args=(queue, nodes, cpus / seconds, stop))
         feeder.start()
-        _settle(hooks, cpus)
+        _settle(hooks, cpus, seconds)
         before, at = _cpu(), time.time()
         busy = psutil.cpu_times()
         done = len(hooks.came())
-        time.sleep(RUN_S)
+        time.sleep(max(RUN_S, RUN_JOBS * seconds))
         jobs, passed = len(hooks.came()) - done, time.time() - at
         after, busy_after = _cpu(), psutil.cpu_times()
         del reporters, ingress
@@ -152,11 +153,12 @@ def throughput(aws: Store, hooks: Receiver, nodes: int, seconds: float) -> Row:
     )
 
 
-def _settle(hooks: Receiver, cpus: int) -> None:
+def _settle(hooks: Receiver, cpus: int, seconds: float) -> None:
     """Wait until every worker has been at work, which takes its start."""
     start = len(hooks.came())
-    deadline = time.monotonic() + 30.0 + 3.0 * cpus
-    while len(hooks.came()) - start < 20 * cpus and time.monotonic() < deadline:
+    jobs = max(3.0, RUN_S / seconds) * cpus
+    deadline = time.monotonic() + 60.0 + 2.0 * cpus
+    while len(hooks.came()) - start < jobs and time.monotonic() < deadline:
         time.sleep(0.5)
 
 
@@ -201,7 +203,7 @@ def main() -> int:
         description="Throughput of simulated nodes of 2 vCPU: logical CPUs, whose jobs wait. S3 "
         "and SQS are those of AWS_ENDPOINT_URL, else moto's, which is too slow for many nodes. 64 "
         "nodes are 128 worker processes: some 12 GB.",
-        epilog="Example: python -m benchmarks.scale --nodes 2 8 32 --seconds 0.35",
+        epilog="Example: python -m benchmarks.scale --nodes 2 8 32 --seconds 0.18",
     )
     parser.add_argument("--nodes", type=int, nargs="*", default=NODES)
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"of a job ({SECONDS})")
