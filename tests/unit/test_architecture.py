@@ -186,7 +186,10 @@ def test_the_public_names_are_these() -> None:
 @pytest.mark.parametrize("module", ["waveflow_ray", "waveflow_ray.cli"])
 def test_importing_it_is_cheap(module: str) -> None:
     """`waveflow --help` answers at once: heavy libraries wait until they are needed."""
-    heavy = "('ray', 'boto3', 'numpy', 'librosa', 'soundfile', 'aiohttp', 'pydantic', 'asyncio')"
+    heavy = (
+        "('ray', 'boto3', 'botocore', 'numpy', 'librosa', 'soundfile', 'soxr', 'aiohttp', "
+        "'pydantic', 'asyncio')"
+    )
     program = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

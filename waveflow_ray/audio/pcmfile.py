@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from waveflow_ray.audio.pcm import SAMPLE_BYTES, PcmLayout, pcm_layout
 
 HEAD_BYTES = 64 * 1024
-ENCODINGS = {"PCM_16": np.int16, "PCM_24": np.int32}
+ENCODINGS = ("PCM_16", "PCM_24")
 
 
 class PcmFile:
