@@ -104,6 +104,17 @@ def account(bare_account: Account) -> Account:
 
 
 @pytest.fixture
+def no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without a Ray cluster, whatever runs or ran here; the folder that Ray looks in."""
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    folder = tmp_path / "ray"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
 def settings(world: World, tmp_path: Path) -> Settings:
     """Of a service that works on the test's own bucket and queue."""
     return load_settings(

@@ -160,7 +160,7 @@ def test_there_are_two_alarms(complete: Account) -> None:
 
 
 def test_the_doctor_finds_nothing_to_mend(
-    complete: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    complete: Account, no_ray: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of bucket and queues, with the lines that cluster/account prints."""
     monkeypatch.chdir(tmp_path)

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from tests.proxy import Asked, Fault, proxy
 from tests.support import Receiver, World, receiver
 from waveflow_ray.cli import app
-from waveflow_ray.runtime.app import ServiceError
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TOKEN = "t0ken-that-nobody-may-see"
@@ -28,14 +27,13 @@ def main_server() -> Iterator[Receiver]:
 
 @pytest.fixture
 def env(
-    world: World, main_server: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: World,
+    main_server: Receiver,
+    no_ray: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> pytest.MonkeyPatch:
-    """A setup that is well; without a Ray cluster, whatever else runs on this machine."""
-
-    def no_cluster(*_: object, **__: object) -> str:
-        raise ServiceError("There is no Ray cluster to join.")
-
-    monkeypatch.setattr("waveflow_ray.runtime.app.connect", no_cluster)
+    """A setup that is well; without a Ray cluster."""
     monkeypatch.chdir(tmp_path)
     own = {
         "WEBHOOK_URL": main_server.url,
@@ -223,3 +221,4 @@ def test_a_cluster_that_is_named_has_to_be_there(env: pytest.MonkeyPatch) -> Non
     code, found = doctor()
     assert code == 1
     assert found["Ray/cluster"]["state"] == "fail"
+    assert ":9 does not answer" in found["Ray/cluster"]["found"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -25,9 +24,6 @@ def check(settings: Settings) -> Iterator[Finding]:
     """Versions, token, dashboard, and whether the service runs there."""
     versions = f"Ray {ray.__version__}, Python {platform.python_version()}"
     yield GROUP.ok("version", versions)
-    if trouble := _unreachable(settings.ray_address or ""):
-        yield GROUP.fail("cluster", trouble, "correct RAY_ADDRESS, or start the cluster")
-        return
     try:
         dashboard = app.connect(settings, may_start=False)
     except app.ServiceError as error:
@@ -49,18 +45,6 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield _service()
     finally:
         ray.shutdown()
-
-
-def _unreachable(address: str) -> str:
-    """Why nobody listens at host:port, if so: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        return ""
-    try:
-        socket.create_connection((host, int(port)), TIMEOUT_S).close()
-    except OSError as error:
-        return f"{address}: {error}"
-    return ""
 
 
 def _token(url: str) -> Finding:

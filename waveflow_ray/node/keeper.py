@@ -129,8 +129,9 @@ class Keeper:
             self._look_at = now + METADATA_LOOK_S
             if (left_s := self._metadata.seconds_left()) is not None:
                 self._say(f"AWS takes this instance away in {left_s:.0f} s")
-                self._waveflow("node", "drain", "--deadline", str(int(left_s)))
-                self._metadata = None
+                drained = self._waveflow("node", "drain", "--deadline", str(int(left_s)))
+                if drained.returncode == 0:  # else again: the head may be restarting
+                    self._metadata = None
 
     def _ray_lives(self) -> bool:
         """`ray start --block` ends when one of Ray's processes dies."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, suppress
@@ -18,6 +19,7 @@ import ray
 from ray._private.authentication.authentication_token_setup import (
     maybe_enable_token_auth_if_token_available,  # what `ray start` does; no public way to it
 )
+from ray._private.services import canonicalize_bootstrap_address  # what `ray.init` does; likewise
 
 from waveflow_ray.errors import ConfigurationError, JobError
 from waveflow_ray.release import PACKAGE
@@ -25,6 +27,7 @@ from waveflow_ray.runtime.environment import ray_environment
 from waveflow_ray.runtime.handles import Service, find_actors
 from waveflow_ray.settings import Settings
 
+CONNECT_TIMEOUT_S = 5.0
 LOG_WAIT_S = 5.0
 SIGNAL_LOOK_S = 0.2
 READY_TIMEOUT_S = 60.0
@@ -106,7 +109,14 @@ def join(address: str, *, send_code: bool = False) -> str:
 
     Args:
         address: host and port, or "auto" for the one on this machine.
+
+    Raises:
+        ServiceError: there is none, or it does not answer.
     """
+    try:
+        address = _answering(address)
+    except OSError as error:
+        raise _no_cluster(error) from error
     # A cluster that `ray.init` started asks for a token; show it if there is one.
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     if not send_code:
@@ -114,6 +124,22 @@ def join(address: str, *, send_code: bool = False) -> str:
     # Workers look for code in the folder of this process first, even before that which was sent.
     with chdir("/"):
         return _init(address=address, runtime_env={"py_modules": [str(PACKAGE)]})
+
+
+def _answering(address: str) -> str:
+    """Host and port of a cluster that takes connections. Ray itself would try for minutes.
+
+    Raises:
+        OSError: there is none. One that was killed is still written down in Ray's folder.
+    """
+    found = canonicalize_bootstrap_address(address) or address
+    host, _, port = found.rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise ConnectionError(f"{found} does not answer: {error}") from error
+    return found
 
 
 def messages_to_stderr() -> None:
@@ -129,12 +155,16 @@ def _init(**options: Any) -> str:
     try:
         context = ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
-        raise ServiceError(
-            "There is no Ray cluster to join. Start one with `ray start --head`, name one in "
-            f"RAY_ADDRESS, or use `waveflow run`. ({error})"
-        ) from error
+        raise _no_cluster(error) from error
     url = context.dashboard_url
     return f"http://{url}" if url else ""
+
+
+def _no_cluster(error: OSError) -> ServiceError:
+    return ServiceError(
+        "There is no Ray cluster to join. Start one with `ray start --head`, name one in "
+        f"RAY_ADDRESS, or use `waveflow run`. ({error})"
+    )
 
 
 def dashboard_line(url: str) -> str:
