@@ -10,15 +10,21 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import soundfile as sf
 
+from tests.functional.test_wire import faulty
+from tests.proxy import Fault
 from tests.support import World, encoded, music
+from waveflow_ray.aws.wire import Body
 from waveflow_ray.jobs import perform
+from waveflow_ray.jobs.work import Work
 from waveflow_ray.local.verify import mix_difference, peaks_difference
 from waveflow_ray.messages import AnalysisJob, CleanupJob, DuplicateJob, HashJob, HealthJob, MixJob
 from waveflow_ray.outcomes import Outcome
@@ -167,6 +173,43 @@ def test_what_cannot_be_analysed_is_a_permanent_failure(
     assert error_code(outcome) == code
     assert outcome.error is not None
     assert not outcome.error.retryable
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("fault", ["cut", "flip"])
+def test_a_file_that_comes_broken_is_analysed_anew(
+    world: World, settings: Settings, fault: Fault, suffix: str
+) -> None:
+    """From its start: nothing of the first attempt is left in the waveform."""
+    data = encoded(music(20.0), format=suffix.upper())
+    world.bucket.put("f/broken", data, "x")
+    expected = payload(perform(analysis_job("f/broken"), settings))["result"]
+    before = stored_json(world, expected["waveform_data_path"])
+    with faulty(world, fault) as (bucket, asked):
+        outcome = perform(analysis_job("f/broken"), settings, work=Work(settings, bucket))
+    assert payload(outcome)["result"] == expected
+    assert len(asked) == 3, "two downloads, one upload"
+    after = stored_json(world, expected["waveform_data_path"])
+    assert before | {"created_at": ""} == after | {"created_at": ""}
+
+
+def test_a_file_of_the_wrong_kind_is_not_read_to_its_end(world: World, settings: Settings) -> None:
+    """Its first bytes say it all."""
+    world.bucket.put("f/video", b"\x1a\x45\xdf\xa3" + bytes(9_000_000), "x")
+    taken = 0
+    work = Work(settings)
+    read = Body.iter_chunks
+
+    def counted(body: Body, size: int) -> Iterator[bytes]:
+        nonlocal taken
+        for chunk in read(body, size):
+            taken += len(chunk)
+            yield chunk
+
+    with patch.object(Body, "iter_chunks", counted):
+        outcome = perform(analysis_job("f/video"), settings, work=work)
+    assert error_code(outcome) == "unsupported_media_type"
+    assert 0 < taken < 4_000_000
 
 
 def test_aliases_of_content_types_are_allowed_types(world: World, settings: Settings) -> None:

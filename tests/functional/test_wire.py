@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -15,7 +17,7 @@ from tests.proxy import Asked, Fault, proxy
 from tests.support import World
 from waveflow_ray.aws.clients import s3_client, s3_wire
 from waveflow_ray.aws.s3 import Bucket
-from waveflow_ray.aws.wire import Wire
+from waveflow_ray.aws.wire import CHECKSUMS, Wire
 from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.local.aws import REGION
 
@@ -128,25 +130,50 @@ def test_a_lost_answer_to_a_condition_looks_like_a_lost_race(world: World) -> No
     world.bucket.delete("wire/lost")
 
 
-def test_a_checksum_that_differs_is_a_fault_of_the_storage(world: World) -> None:
+SUMS = {
+    "CRC64NVME": "dM/ROdvkE24=",  # of awscrt
+    "CRC32": base64.b64encode(zlib.crc32(BODY).to_bytes(4, "big")).decode(),
+    "CRC32C": "ysyJpw==",  # likewise
+    "SHA1": base64.b64encode(hashlib.sha1(BODY, usedforsecurity=False).digest()).decode(),
+    "SHA256": base64.b64encode(hashlib.sha256(BODY).digest()).decode(),
+}
+
+
+def put_with_sum(world: World, key: str, name: str) -> None:
+    world.bucket.client.put_object(
+        Bucket=world.bucket.name,
+        Key=key,
+        Body=BODY,
+        ChecksumAlgorithm=name,
+        **{f"Checksum{name}": SUMS[name]},
+    )
+
+
+@pytest.mark.parametrize("name", CHECKSUMS)
+def test_a_checksum_that_differs_is_a_fault_of_the_storage(world: World, name: str) -> None:
     """Flipped every time: the body is never taken for the object."""
-    world.bucket.put("wire/flip.wav", BODY, "audio/wav")
+    put_with_sum(world, "wire/flip.wav", name)
     with faulty(world, *["flip"] * 9) as (bucket, _), pytest.raises(JobError) as error:
         bucket.hash("wire/flip.wav")
     assert error.value.code is ErrorCode.STORAGE_UNAVAILABLE
 
 
-@pytest.mark.parametrize("name", ["CRC32", "SHA1", "SHA256"])
-def test_every_checksum_that_an_uploader_sent_is_compared(world: World, name: str) -> None:
-    """Those of the AWS SDKs and those of others."""
-    world.bucket.client.put_object(
-        Bucket=world.bucket.name, Key="wire/sum", Body=BODY, ChecksumAlgorithm=name
-    )
-    _, wire = wired(world)
+@pytest.mark.parametrize("name", CHECKSUMS)
+def test_every_checksum_that_s3_has_is_compared(world: World, name: str) -> None:
+    """Those of the AWS SDKs, those of others, and its own; then no MD5 is made, which is slower
+    than all the rest."""
+    put_with_sum(world, "wire/sum", name)
+    bucket, wire = wired(world)
     answer = wire.get("wire/sum")
     assert answer is not None
-    base64.b64decode(answer[f"Checksum{name}"])
+    assert answer["Body"].has_sum
     assert answer["Body"].read() == BODY
+    with patch("hashlib.md5", lambda **_: NoMd5()):
+        assert bucket.hash("wire/sum").sha256 == hashlib.sha256(BODY).hexdigest()
+
+
+class NoMd5:
+    """Must not be used."""
 
 
 def test_connections_are_kept(

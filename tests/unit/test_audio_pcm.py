@@ -99,6 +99,8 @@ def check(data: bytes, first: int, frames: int) -> bool:
     found = by_range(data, layout, first, frames)
     assert found.dtype == samples.dtype
     assert np.array_equal(found, samples[first : first + frames])
+    start, stop = layout.byte_range(first, frames)
+    assert np.array_equal(found, decode(data[start:stop], layout, numba=False))
     return True
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from waveflow_ray.audio.container import Survey, survey
 from waveflow_ray.audio.flac import FlacFile
+from waveflow_ray.audio.pcm import to_float
 from waveflow_ray.audio.pcmfile import PcmFile
 from waveflow_ray.audio.samples import (
     MAX_CHANNELS,
@@ -45,6 +46,18 @@ class Limits:
     min_rate_hz: int = MIN_RATE_HZ
     max_rate_hz: int = MAX_RATE_HZ
     max_duration_s: float = MAX_DURATION_S
+
+    def max_frames(self, sample_rate: int) -> int:
+        """How many frames are allowed at so many Hz."""
+        return round(self.max_duration_s * sample_rate)
+
+    def permit(self, channels: int, sample_rate: int, frames: int) -> bool:
+        """Whether such audio is within all limits."""
+        return (
+            1 <= channels <= self.max_channels
+            and self.min_rate_hz <= sample_rate <= self.max_rate_hz
+            and frames <= self.max_frames(sample_rate)
+        )
 
 
 NO_OTHERS = Limits()
@@ -97,7 +110,7 @@ class AudioReader:
         counted = self._survey.frames
         self._known_frames = None if counted is None else min(counted, claimed)
         self.claimed_frames = claimed if counted is None else min(counted, claimed)
-        self._max_frames = round(limits.max_duration_s * self.sample_rate)
+        self._max_frames = limits.max_frames(self.sample_rate)
         self._integer = self.encoding in EIGHT_OR_SIXTEEN_BITS
         self._failed = False
         self.frames_read = 0
@@ -162,7 +175,7 @@ class AudioReader:
             block = buffer[:count]
             if raw is not buffer:
                 # 24 bits fit into float32 exactly, and integers are read faster than floats.
-                np.multiply(raw[:count], np.float32(2.0**-31), out=block, casting="unsafe")
+                to_float(raw[:count], block)
             elif not self._integer:
                 silence_non_finite(block)
             yield block

@@ -24,6 +24,8 @@ from waveflow_ray.audio.samples import (
 )
 
 MAX_CHUNKS = 64
+STRETCH = 32 * 1024
+"""Samples that are converted at a time, so that the numbers between stay in the cache."""
 SAMPLE_BYTES = {
     "PCM_U8": 1,
     "PCM_S8": 1,
@@ -211,8 +213,58 @@ def _aiff_format(
     return channels, frames, rate, _AIFF_INTEGERS[bits], kind != b"sowt"
 
 
-def decode(data: bytes, layout: PcmLayout) -> Block:
+def widen_24_bits(data: Any, out: NDArray[np.int32], *, big_endian: bool = False) -> None:
+    """Samples of 24 bits as the upper bits of 32, the lower 8 being 0.
+
+    Args:
+        data: a buffer of ``3 * n`` bytes.
+        out: C-contiguous, of n samples in all.
+    """
+    out = out.reshape(-1)
+    if not len(out):
+        return
+    # All but the last lie in 4 bytes of `data`, together with one of the sample behind.
+    order = ">" if big_endian else "<"
+    four = np.ndarray(len(out) - 1, f"{order}i4", data, strides=(3,))
+    if big_endian:
+        np.bitwise_and(four, np.int32(-256), out=out[:-1])
+    else:
+        np.left_shift(four, np.int32(8), out=out[:-1])
+    last = bytes(memoryview(data)[3 * len(out) - 3 : 3 * len(out)])
+    out[-1] = int.from_bytes(last, "big" if big_endian else "little", signed=True) << 8
+
+
+def _by_numba(data: memoryview, big_endian: bool) -> NDArray[np.float32]:
+    from waveflow_ray.audio.kernels import pcm24_to_float
+
+    samples = np.empty(len(data) // 3, np.float32)
+    pcm24_to_float(np.frombuffer(data, np.uint8), samples, big_endian)
+    return samples
+
+
+def _by_numpy(data: memoryview, big_endian: bool) -> NDArray[np.float32]:
+    samples = np.empty(len(data) // 3, np.float32)
+    integers = np.empty(min(len(samples), STRETCH), np.int32)
+    for start in range(0, len(samples), STRETCH):
+        out = samples[start : start + STRETCH]
+        widen_24_bits(data[3 * start :], integers[: len(out)], big_endian=big_endian)
+        to_float(integers[: len(out)], out)
+    return samples
+
+
+def to_float(integers: NDArray[np.int32], out: NDArray[np.float32] | None = None) -> Any:
+    """Integers of 32 bits, full scale 2^31, as float32 of full scale 1.0; 24 bits are exact."""
+    out = np.empty(integers.shape, np.float32) if out is None else out
+    return np.multiply(integers, np.float32(2.0**-31), out=out, casting="unsafe")
+
+
+def decode(data: Any, layout: PcmLayout, *, numba: bool = True) -> Block:
     """Whole frames as samples.
+
+    Args:
+        data: a buffer of bytes.
+        numba: take 24 bits apart by a compiled loop. It needs half the time, but to load it takes
+            0.6 s and 65 MB: for mixes, which have it loaded anyway.
 
     Returns:
         as `AudioReader.blocks`: int16 for 8 and 16 bits, else float32, ``(n, channels)``; may
@@ -229,14 +281,10 @@ def decode(data: bytes, layout: PcmLayout) -> Block:
         case "PCM_16":
             samples = np.frombuffer(data, f"{order}i2").astype(np.int16, copy=False)
         case "PCM_24":
-            from waveflow_ray.audio.kernels import pcm24_to_float
-
-            samples = np.empty(len(data) // 3, np.float32)
-            pcm24_to_float(np.frombuffer(data, np.uint8), samples, layout.big_endian)
+            from_24_bits = _by_numba if numba else _by_numpy
+            samples = from_24_bits(memoryview(data), layout.big_endian)
         case "PCM_32":
-            integers = np.frombuffer(data, f"{order}i4")
-            samples = np.empty(len(integers), np.float32)
-            np.multiply(integers, np.float32(2.0**-31), out=samples, casting="unsafe")
+            samples = to_float(np.frombuffer(data, f"{order}i4"))
         case _:
             width = SAMPLE_BYTES[layout.encoding]
             with np.errstate(over="ignore", invalid="ignore"):

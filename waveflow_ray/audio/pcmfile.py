@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from waveflow_ray.audio.pcm import SAMPLE_BYTES, PcmLayout, pcm_layout
+from waveflow_ray.audio.pcm import SAMPLE_BYTES, PcmLayout, pcm_layout, widen_24_bits
 
 HEAD_BYTES = 64 * 1024
 ENCODINGS = ("PCM_16", "PCM_24")
@@ -62,14 +62,11 @@ class PcmFile:
 
     def _read_24_bits(self, out: NDArray[np.int32], start: int) -> int:
         size = out.size * SAMPLE_BYTES["PCM_24"]
-        if len(self._bytes) < size + 1:
-            self._bytes = np.zeros(size + 1, np.uint8)
-        raw = self._bytes[1 : size + 1]
-        count = os.preadv(self._fd, [raw.data], start) // self._layout.frame_bytes if size else 0
-        out = out[:count]
-        # Each sample as the upper 3 bytes of 4, the lowest being the one before; it is cleared.
-        samples = np.ndarray(out.size, "<i4", self._bytes.data, strides=(3,))
-        np.bitwise_and(samples, np.int32(-256), out=out.reshape(-1))
+        if len(self._bytes) < size:
+            self._bytes = np.empty(size, np.uint8)
+        raw = self._bytes[:size].data
+        count = os.preadv(self._fd, [raw], start) // self._layout.frame_bytes if size else 0
+        widen_24_bits(raw, out[:count])
         return count
 
     def close(self) -> None:

@@ -153,13 +153,20 @@ def waveform_of(reader: AudioReader, num_peaks: int) -> Waveform:
     if bucket_frames(frames, num_peaks) != meter.bucket_frames:
         reader.rewind()
         meter = _metered(reader, frames, num_peaks)
+    return waveform(meter, reader.sample_rate, reader.channels, frames, truncated=truncated)
+
+
+def waveform(
+    meter: PeakMeter, sample_rate: int, channels: int, frames: int, *, truncated: bool = False
+) -> Waveform:
+    """The waveform of what a meter has taken in: `frames` frames at `sample_rate` Hz."""
     peaks = meter.result()
     return Waveform(
         peaks=normalise(peaks),
-        duration=frames / reader.sample_rate,
-        sample_rate=reader.sample_rate,
-        num_peaks=num_peaks,
-        channels=reader.channels,
+        duration=frames / sample_rate,
+        sample_rate=sample_rate,
+        num_peaks=len(peaks),
+        channels=channels,
         frames=frames,
         truncated=truncated,
         peak=float(peaks.max()),

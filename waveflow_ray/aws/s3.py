@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
@@ -30,6 +30,7 @@ PRECONDITION_FAILED = frozenset({"412", "PreconditionFailed"})
 CHECKSUMS = ("CRC32", "SHA1", "SHA256")
 """Those that boto3 compares by itself with what comes."""
 
+Begin = Callable[[bytes, int], Callable[[bytes], object]]
 T = TypeVar("T")
 
 
@@ -69,18 +70,15 @@ class Bucket:
 
     def hash(self, key: str) -> Download:
         """SHA-256 of an object while it streams by; no file, memory of one chunk."""
+        return self.stream(key, sys.maxsize, lambda _head, _size: _forget)
 
-        def read() -> Download:
-            digest = hashlib.sha256()
-            with faults(key):
-                response = self._open(key)
-                size = _drain(key, response, digest.update)
-            return Download(digest.hexdigest(), size, response["ETag"])
+    def stream(self, key: str, max_bytes: int, begin: Begin) -> Download:
+        """Hash an object and hand on its chunks.
 
-        return _whole(read)
-
-    def download(self, key: str, fd: int, max_bytes: int) -> Download:
-        """Copy an object to an open file and hash it on the way.
+        Args:
+            begin: what is called with the first chunk, at least 64 KB if the object has as many,
+                and with the size of the whole; it returns what takes all chunks, the first one
+                too. It is called anew each time that the object has to be read from its start.
 
         Raises:
             JobError: ``file_too_large`` before anything is read, if it has over `max_bytes`.
@@ -88,30 +86,31 @@ class Bucket:
 
         def read() -> Download:
             digest = hashlib.sha256()
+            take: Callable[[bytes], object] | None = None
 
-            def take(chunk: bytes) -> None:
+            def use(chunk: bytes) -> None:
+                nonlocal take
+                if take is None:
+                    take = begin(chunk, response["ContentLength"])
                 digest.update(chunk)
-                _write_all(fd, chunk)
+                take(chunk)
 
-            size, etag = self._copy(key, fd, max_bytes, take)
-            return Download(digest.hexdigest(), size, etag)
+            with self._opened(key, max_bytes) as response:
+                size = _drain(key, response, use)
+            if take is None:
+                begin(b"", 0)
+            return Download(digest.hexdigest(), size, response["ETag"])
 
         return _whole(read)
 
     def fetch(self, key: str, fd: int, max_bytes: int) -> int:
-        """Copy an object to an open file, not hashed; returns its bytes. Raises as `download`."""
-        return _whole(lambda: self._copy(key, fd, max_bytes, partial(_write_all, fd))[0])
+        """Copy an object to an open file, not hashed; returns its bytes. Raises as `stream`."""
 
-    def _copy(
-        self, key: str, fd: int, max_bytes: int, take: Callable[[bytes], object]
-    ) -> tuple[int, str]:
-        os.lseek(fd, 0, os.SEEK_SET)
-        os.ftruncate(fd, 0)
-        with faults(key):
-            response = self._open(key)
-            with closing(response["Body"]):  # not read to its end if it is too large
-                check_size(key, response["ContentLength"], max_bytes)
-                return _drain(key, response, take), response["ETag"]
+        def read() -> int:
+            with self._opened(key, max_bytes) as response:
+                return _drain(key, response, writer_to(fd))
+
+        return _whole(read)
 
     def head(self, key: str, count: int) -> Head:
         """The first `count` bytes of an object, or all if it has fewer."""
@@ -197,6 +196,10 @@ class Bucket:
 
     def put(self, key: str, body: bytes, content_type: str) -> None:
         """Write a small object; it is readable when this returns."""
+        if self._wire is not None:
+            answer = self._wire.put(key, body, content_type, {})
+            if answer is not None and answer[0] == 200:
+                return
         with faults(key):
             self.client.put_object(Bucket=self.name, Key=key, Body=body, ContentType=content_type)
 
@@ -254,6 +257,14 @@ class Bucket:
             if answer is not None:
                 return cast("GetObjectOutputTypeDef", answer)
         return self.client.get_object(Bucket=self.name, Key=key)
+
+    @contextmanager
+    def _opened(self, key: str, max_bytes: int) -> Iterator[GetObjectOutputTypeDef]:
+        with faults(key):
+            response = self._open(key)
+            with closing(response["Body"]):  # not read to its end if it is too large
+                check_size(key, response["ContentLength"], max_bytes)
+                yield response
 
 
 def bucket_of(settings: Settings) -> Bucket:
@@ -325,11 +336,13 @@ def _beside(use: Callable[[bytes], None], size: int) -> Iterator[Callable[[bytes
 
 
 def _md5_of(response: GetObjectOutputTypeDef) -> str | None:
-    """The MD5 to compare with, where boto3 has no checksum to compare.
+    """The MD5 to compare with, where there is no checksum that is compared anyway.
 
     The AWS SDKs send a checksum with every upload since the end of 2024. Without one, the ETag of
     an object that came in one part and is not encrypted with KMS is its MD5.
     """
+    if getattr(response["Body"], "has_sum", False):
+        return None
     sums = (response.get(f"Checksum{name}") for name in CHECKSUMS)
     if any(isinstance(value, str) and "-" not in value for value in sums):
         return None
@@ -359,10 +372,21 @@ def _body_faults(key: str) -> Iterator[None]:
         raise _broken(f"{key}: {type(error).__name__}: {error}") from error
 
 
-def _write_all(fd: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(fd, view) :]
+def writer_to(fd: int) -> Callable[[bytes], object]:
+    """Empties an open file; what is returned writes chunks to it, one behind the other."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.ftruncate(fd, 0)
+
+    def write(chunk: bytes) -> None:
+        view = memoryview(chunk)
+        while view:
+            view = view[os.write(fd, view) :]
+
+    return write
+
+
+def _forget(_chunk: bytes) -> None:
+    pass
 
 
 def _code(error: ClientError) -> str:

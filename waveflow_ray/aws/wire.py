@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_plus, urlsplit
 from xml.etree import ElementTree
 
+from anycrc import Model
 from botocore.exceptions import BotoCoreError, ReadTimeoutError, ResponseStreamingError
 from botocore.httpsession import get_cert_path
 
@@ -35,6 +36,9 @@ MOST_KEPT = 32
 OFF_S = 30.0
 """After a fault boto3 makes all requests for so long: no request is to fail twice every time."""
 AGENT = "waveflow-ray"
+CRCS = {"CRC64NVME": ("CRC64-NVME", 8), "CRC32": ("CRC32", 4), "CRC32C": ("CRC32-ISCSI", 4)}
+"""S3's names, with anycrc's and the bytes. S3 makes a CRC64NVME of what comes without a sum."""
+CHECKSUMS = (*CRCS, "SHA1", "SHA256")
 NOTHING_THERE = 404
 CONDITION_FAILED = 412
 
@@ -45,8 +49,30 @@ class Credentials(Protocol):
     def get_frozen_credentials(self) -> Any: ...
 
 
+class _Crc:
+    """A CRC with the part of hashlib's interface that is used here."""
+
+    def __init__(self, name: str) -> None:
+        model, self._size = CRCS[name]
+        self._model = Model(model)
+        self._value = 0
+
+    def update(self, data: bytes) -> None:
+        self._value = self._model.calc(data, self._value)
+
+    def digest(self) -> bytes:
+        return int(self._value).to_bytes(self._size, "big")
+
+
+def _running(name: str) -> Any:
+    return _Crc(name) if name in CRCS else hashlib.new(name)
+
+
 class Body:
     """The body of a GET as it comes, compared with its checksum at the end.
+
+    Attributes:
+        has_sum: S3 sent a checksum to compare with.
 
     Raises:
         BotoCoreError: as the body of boto3 does.
@@ -62,25 +88,22 @@ class Body:
         self._response = response
         self._connection = connection
         self._sums = sums
+        self.has_sum = bool(sums)
         self._keep = keep
         self._kept = False
 
     def iter_chunks(self, chunk_size: int) -> Iterator[bytes]:
         """Pieces of at most so many bytes."""
-        crc, digests = 0, {name: hashlib.new(name) for name in self._sums if name != "CRC32"}
+        running = {name: _running(name) for name in self._sums}
         try:
             while chunk := self._response.read(chunk_size):
-                if "CRC32" in self._sums:
-                    crc = zlib.crc32(chunk, crc)
-                for digest in digests.values():
-                    digest.update(chunk)
+                for one in running.values():
+                    one.update(chunk)
                 yield chunk
             if self._response.length:
                 return  # it was cut short: whoever reads knows how long it should be
-            found = {name: digest.digest() for name, digest in digests.items()}
-            found["CRC32"] = crc.to_bytes(4, "big")
             for name, expected in self._sums.items():
-                if base64.b64encode(found[name]).decode() != expected:
+                if base64.b64encode(running[name].digest()).decode() != expected:
                     raise ResponseStreamingError(error=f"its {name} is not {expected}")
             self._keep(self._connection)
             self._kept = True
@@ -143,15 +166,14 @@ class Wire:
         if response.status != 200 or not length.isdigit() or response.getheader("ETag") is None:
             self._end(response, connection)
             return None
-        names = {"CRC32": "crc32", "SHA1": "sha1", "SHA256": "sha256"}
         answer: dict[str, Any] = {
             "ContentLength": int(length),
             "ETag": response.getheader("ETag"),
             "ServerSideEncryption": response.getheader("x-amz-server-side-encryption"),
         }
         sums = {}
-        for name, header in names.items():
-            value = response.getheader(f"x-amz-checksum-{header}")
+        for name in CHECKSUMS:
+            value = response.getheader(f"x-amz-checksum-{name}")
             if value is not None:
                 answer[f"Checksum{name}"] = value
                 if "-" not in value:  # else it is one of parts

@@ -5,6 +5,7 @@ Writes  ``waveforms/{stemId}_waveform_{suffix}.json``. The suffix is derived fro
         doing the job twice writes the same key.
 Reports /completion with the hash, the key, size, duration, sample rate and number of peaks.
         A file that breaks off gives the waveform of what is there, ``"truncated": true``.
+        PCM is drawn while it comes; all else goes through a scratch file.
 Fails   object_not_found, file_too_large, unsupported_media_type, undecodable_audio, timeout,
         storage_unavailable.
 """
@@ -13,13 +14,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 from waveflow_ray.audio.decode import open_audio
-from waveflow_ray.audio.media import SNIFF_BYTES, canonical_type, sniff
+from waveflow_ray.audio.media import canonical_type, sniff
+from waveflow_ray.audio.pcmstream import PcmStream
 from waveflow_ray.audio.peaks import waveform_of
+from waveflow_ray.aws.s3 import writer_to
 from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.jobs.limits import limits_of
 from waveflow_ray.jobs.work import Work
@@ -33,9 +36,19 @@ logger = logging.getLogger(__name__)
 def run(job: AnalysisJob, work: Work) -> dict[str, Any]:
     """Returns the ``result`` object of /completion."""
     settings = work.settings
+    limits = limits_of(settings)
+    num_peaks = job.num_peaks or settings.default_waveform_peaks
+    stream: PcmStream | None = None
     with work.scratch() as fd:
+
+        def begin(head: bytes, size: int) -> Callable[[bytes], object]:
+            nonlocal stream
+            check_media_type(head, job.filepath, settings)
+            stream = PcmStream.of(head, size, limits, num_peaks)
+            return writer_to(fd) if stream is None else stream.add
+
         with work.stage("download"):
-            download = work.bucket.download(job.filepath, fd, settings.max_file_size_bytes)
+            download = work.bucket.stream(job.filepath, settings.max_file_size_bytes, begin)
         work.bytes_in = download.size
         if job.audio_hash is not None and job.audio_hash.lower() != download.sha256:
             logger.warning(
@@ -43,9 +56,11 @@ def run(job: AnalysisJob, work: Work) -> dict[str, Any]:
                 extra={"fields": {"job_id": job.job_id, "found": download.sha256}},
             )
         with work.stage("work"):
-            check_media_type(os.pread(fd, SNIFF_BYTES, 0), job.filepath, settings)
-            with open_audio(fd, limits_of(settings)) as reader:
-                waveform = waveform_of(reader, job.num_peaks or settings.default_waveform_peaks)
+            if stream is not None:
+                waveform = stream.waveform()
+            else:
+                with open_audio(fd, limits) as reader:
+                    waveform = waveform_of(reader, num_peaks)
     work.audio_s = waveform.duration
     key = f"waveforms/{safe_id(job.stemId)}_waveform_{job.fingerprint[:16]}.json"
     put_json(work, key, waveform_document(waveform, truncated=waveform.truncated))
