@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,10 @@ class Traffic(threading.Thread):
                 self.world.queue.send(envelope(kind, stem, stemId=stem, filepath=STEM))
                 self.stems.append(stem)
 
+    def end(self) -> None:
+        self.ended.set()
+        self.join()
+
 
 class SlowStem:
     """The main server answers its first webhook when it is told to."""
@@ -102,17 +108,23 @@ class SlowStem:
         return 201, {}
 
 
-def test_a_new_version_takes_over_in_the_middle_of_work(world: World, tmp_path: Path) -> None:
-    """Every job is told of once, by either; a version that does not work changes nothing."""
+@dataclass
+class Platform:
+    """A cluster with the service on it, and stems that keep coming."""
+
+    env: dict[str, str]
+    main_server: Receiver
+    traffic: Traffic
+    slow: SlowStem
+
+
+@pytest.fixture
+def platform(world: World, tmp_path: Path) -> Iterator[Platform]:
     world.bucket.put(STEM, encoded(music(0.5)), "x")
-    broken = Version(tmp_path / "broken", "8.8.8")
-    broken.change("runtime/tasks.py", "    bucket_of(settings)\n", "    1 / 0\n")
-    better = Version(tmp_path / "better", "9.9.9")
     slow = SlowStem(world)
     with (
         tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short,  # for Ray's sockets
         receiver(answer=slow.answer) as main_server,
-        ThreadPoolExecutor(1) as threads,
         # Compiling takes longer than all else here.
         ray_head(world.env | {"RAY_TMPDIR": short, "NUMBA_DISABLE_JIT": "1"}) as address,
     ):
@@ -130,39 +142,64 @@ def test_a_new_version_takes_over_in_the_middle_of_work(world: World, tmp_path: 
         traffic.start()
         try:
             wait_until(lambda: len(main_server.accepted) > 5, 60, main_server.summary)
-            failed = broken.waveflow(*TAKE_OVER, env=env)
-            assert failed.returncode == 1, failed.stdout + failed.stderr
-            assert "the old one goes on" in failed.stderr
-            assert "ZeroDivisionError" in failed.stderr
-            seen = len(main_server.accepted)
-            wait_until(lambda: len(main_server.accepted) > seen, 60, main_server.summary)
-            slow.send(HashJob)
-            wait_until(slow.began.is_set, 60, main_server.summary)
-            before = len(main_server.accepted)
-            taking_over = threads.submit(better.waveflow, *TAKE_OVER, env=env)
+            yield Platform(env, main_server, traffic, slow)
+        finally:
+            slow.may_end.set()
+            traffic.end()
+        waveflow("stop", env=env)
 
-            def release() -> str:
-                return str(json.loads(waveflow("status", "--json", env=env))["release"])
 
-            wait_until(lambda: release().startswith("9.9.9+"), 120, main_server.summary, 1.0)
+def release(platform: Platform) -> str:
+    return str(json.loads(waveflow("status", "--json", env=platform.env))["release"])
+
+
+def test_a_new_version_takes_over_in_the_middle_of_work(platform: Platform, tmp_path: Path) -> None:
+    """Every job is told of once, by either."""
+    main_server, slow = platform.main_server, platform.slow
+    better = Version(tmp_path / "better", "9.9.9")
+    slow.send(HashJob)
+    wait_until(slow.began.is_set, 60, main_server.summary)
+    before = len(main_server.accepted)
+    with ThreadPoolExecutor(1) as threads:
+        try:
+            taking_over = threads.submit(better.waveflow, *TAKE_OVER, env=platform.env)
+            wait_until(
+                lambda: release(platform).startswith("9.9.9+"), 120, main_server.summary, 1.0
+            )
             seen = len(main_server.accepted)
             assert seen > before  # the old one worked while the new one made itself ready
             slow.send(AnalysisJob)  # which may not be told of before the first
             # The old one has a job to end, and the new one works already.
             wait_until(lambda: len(main_server.accepted) > seen + 10, 60, main_server.summary)
             assert not taking_over.done()
-            slow.may_end.set()
-            done = taking_over.result()
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert "WaveFlow 9.9.9+" in done.stdout
         finally:
             slow.may_end.set()
-            traffic.ended.set()
-            traffic.join()
-        stems = [*traffic.stems, slow.stem, slow.stem]
-        wait_until(lambda: len(main_server.accepted) >= len(stems), 120, main_server.summary)
-        assert release().startswith("9.9.9+")
-        told = [got.payload["stemId"] for got in main_server.accepted]
-        assert sorted(told) == sorted(stems)
-        assert main_server.overlaps() == []
-        waveflow("stop", env=env)
+        done = taking_over.result()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WaveFlow 9.9.9+" in done.stdout
+    platform.traffic.end()
+    stems = [*platform.traffic.stems, slow.stem, slow.stem]
+    wait_until(lambda: len(main_server.accepted) >= len(stems), 120, main_server.summary)
+    assert release(platform).startswith("9.9.9+")
+    told = [got.payload["stemId"] for got in main_server.accepted]
+    assert sorted(told) == sorted(stems)
+    assert main_server.overlaps() == []
+
+
+@pytest.mark.slow
+def test_a_version_that_does_not_work_changes_nothing(platform: Platform, tmp_path: Path) -> None:
+    """It says why, and the old one goes on."""
+    main_server = platform.main_server
+    broken = Version(tmp_path / "broken", "8.8.8")
+    broken.change("runtime/tasks.py", "    bucket_of(settings)\n", "    1 / 0\n")
+    failed = broken.waveflow(*TAKE_OVER, env=platform.env)
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert "the old one goes on" in failed.stderr
+    assert "ZeroDivisionError" in failed.stderr
+    seen = len(main_server.accepted)
+    wait_until(lambda: len(main_server.accepted) > seen, 60, main_server.summary)
+    assert release(platform).startswith(f"{__version__}+")
+    platform.traffic.end()
+    stems = platform.traffic.stems
+    wait_until(lambda: len(main_server.accepted) >= len(stems), 60, main_server.summary)
+    assert sorted(got.payload["stemId"] for got in main_server.accepted) == sorted(stems)

@@ -20,6 +20,8 @@ RUNNER = CliRunner()
 def environment(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (world.env | {"WEBHOOK_URL": "http://127.0.0.1:9"}).items():
         monkeypatch.setenv(name, value)
+    # SQS may need a moment to find what is there; moto has it all at hand.
+    monkeypatch.setattr("waveflow_ray.aws.dead.WAIT_S", 0)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from waveflow_ray.messages import parse
 
 LOOK_S = 60
 """Letters that are looked at are hidden so long, or until they are put back."""
+WAIT_S = 1
 EMPTY_LOOKS = 2
 """SQS asks some of its servers at a time: one empty answer is no proof."""
 
@@ -44,10 +45,9 @@ class DeadLetters:
     """The letters of one queue. Use it in a ``with`` statement: what was looked at and not
     deleted is put back at its end."""
 
-    def __init__(self, queue: Queue, look_s: int = LOOK_S, wait_s: int = 1) -> None:
+    def __init__(self, queue: Queue, look_s: int = LOOK_S) -> None:
         self._queue = queue
         self._look_s = look_s
-        self._wait_s = wait_s
         self._held: dict[str, str] = {}
 
     def __enter__(self) -> DeadLetters:
@@ -66,7 +66,7 @@ class DeadLetters:
                 response = self._queue.client.receive_message(
                     QueueUrl=self._queue.url,
                     MaxNumberOfMessages=min(BATCH, limit - len(self._held)),
-                    WaitTimeSeconds=self._wait_s,
+                    WaitTimeSeconds=WAIT_S,
                     VisibilityTimeout=self._look_s,
                     MessageSystemAttributeNames=["SentTimestamp"],
                     MessageAttributeNames=["All"],
