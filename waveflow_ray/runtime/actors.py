@@ -31,6 +31,7 @@ from waveflow_ray.runtime.leases import Leases
 from waveflow_ray.runtime.nodes import alive_nodes
 from waveflow_ray.runtime.placement import ACTOR, IN_A_POST, INGRESS, NAMESPACES, POSTS_AT_A_TIME
 from waveflow_ray.runtime.reporter import ReporterActor
+from waveflow_ray.runtime.subjects import JobsInHand
 from waveflow_ray.runtime.watch import Watch
 from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Answer, Verdict
@@ -104,7 +105,7 @@ class IngressActor:
                 logger.error("nothing can be reported", extra={"fields": {"cause": trouble}})
                 await asyncio.sleep(TROUBLE_LOOK_S)
 
-    async def _make_way(self, others: AsyncIterator[dict[int, tuple[str | None, bool]]]) -> None:
+    async def _make_way(self, others: AsyncIterator[JobsInHand]) -> None:
         async for in_hand in others:
             self._ingress.make_way(in_hand)
 
@@ -128,7 +129,7 @@ class IngressActor:
         """Returns when it is this one that takes messages, or was."""
         await self._taken_over.wait()
 
-    async def in_hand(self) -> dict[int, tuple[str | None, bool]]:
+    async def in_hand(self) -> JobsInHand:
         """See `Ingress.in_hand`."""
         return self._ingress.in_hand()
 

@@ -12,6 +12,7 @@ import ray
 
 from waveflow_ray.release import release
 from waveflow_ray.runtime.placement import INGRESS, NAMESPACES, REPORTER
+from waveflow_ray.runtime.subjects import JobsInHand
 from waveflow_ray.settings import Settings
 
 ANSWER_TIMEOUT_S = 10.0
@@ -81,9 +82,7 @@ def reporter_names(settings: Settings) -> list[str]:
     return [f"{REPORTER}{index}" for index in range(settings.reporters)]
 
 
-async def hand_over(
-    ingress_id: str, drain_timeout_s: float
-) -> AsyncIterator[dict[int, tuple[str | None, bool]]]:
+async def hand_over(ingress_id: str, drain_timeout_s: float) -> AsyncIterator[JobsInHand]:
     """Have the service of that ingress take no more messages, then end it.
 
     Yields what it has in hand (`Ingress.in_hand`), again and again, and nothing when it is ended.

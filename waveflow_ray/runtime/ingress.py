@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from waveflow_ray.runtime.courier import Courier, Delivery
 from waveflow_ray.runtime.demand import Backlog, Costs
 from waveflow_ray.runtime.leases import Held, Leases
 from waveflow_ray.runtime.slots import SlotPool, Slots
-from waveflow_ray.runtime.subjects import Line, Ticket
+from waveflow_ray.runtime.subjects import JobsInHand, Line, Ticket
 from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Verdict
 
@@ -138,8 +138,8 @@ class Ingress:
             if not task.cancelled():
                 task.result()
 
-    def in_hand(self) -> dict[int, tuple[str | None, bool]]:
-        """By a number of each job: its subject, and whether it is a mix that runs."""
+    def in_hand(self) -> JobsInHand:
+        """All jobs whose messages are held."""
         return {
             held.number: (
                 held.job.subject,
@@ -148,7 +148,7 @@ class Ingress:
             for held in self.leases.held.values()
         }
 
-    def make_way(self, others: Mapping[int, tuple[str | None, bool]]) -> None:
+    def make_way(self, others: JobsInHand) -> None:
         """Leave room to an ingress that takes no more messages, and ends what it has in hand.
 
         Nothing is reported about a subject before that one is done with it, and its mixes count

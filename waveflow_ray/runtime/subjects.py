@@ -7,6 +7,10 @@ from bisect import insort
 from dataclasses import dataclass, field
 from typing import Self
 
+JobsInHand = dict[int, tuple[str | None, bool]]
+"""By a number of each job: its subject, and whether it is a mix that runs. Plain types: one version
+of this code passes them to another."""
+
 
 @dataclass(order=True)
 class Ticket:
