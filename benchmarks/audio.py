@@ -14,9 +14,10 @@ from pathlib import Path
 
 from benchmarks import inputs
 from benchmarks.timing import Comparison, Figure, Report, command, compare, seconds, version_of
-from waveflow_ray.audio.decode import open_audio
-from waveflow_ray.audio.hashing import hash_file
+from waveflow_ray.audio.decode import NO_OTHERS, open_audio
+from waveflow_ray.audio.pcmstream import PcmStream
 from waveflow_ray.audio.peaks import waveform_of
+from waveflow_ray.aws.s3 import CHUNK_BYTES
 
 PEAKS = 4000
 SONG_S = 240
@@ -44,10 +45,22 @@ print(status("VmHWM") - idle)
 
 
 def analysis(path: Path) -> None:
-    """Ours: SHA-256 and waveform, as a worker does them once the file is there."""
-    hash_file(path)
-    with open_audio(path) as reader:
-        waveform_of(reader, PEAKS)
+    """Ours: SHA-256 and waveform of what comes in chunks, as `jobs.analysis` has them."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        chunk = file.read(CHUNK_BYTES)
+        stream = PcmStream.of(chunk, path.stat().st_size, NO_OTHERS, PEAKS)
+        while chunk:
+            digest.update(chunk)
+            if stream is not None:
+                stream.add(chunk)
+            chunk = file.read(CHUNK_BYTES)
+    digest.hexdigest()
+    if stream is not None:
+        stream.waveform()
+    else:
+        with open_audio(path) as reader:
+            waveform_of(reader, PEAKS)
 
 
 def sha256(path: Path) -> None:
