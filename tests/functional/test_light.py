@@ -12,7 +12,8 @@ from waveflow_ray.aws.s3 import Bucket, Download
 from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.messages import DuplicateJob, HashJob
 from waveflow_ray.outcomes import COMPLETION, Outcome, Webhook
-from waveflow_ray.runtime.light import Do, Forget, Keep, LightWork, Result, do_alone, do_together
+from waveflow_ray.runtime.light import do_alone, do_together
+from waveflow_ray.runtime.lightwork import Do, Forget, Keep, LightWork, Result
 from waveflow_ray.settings import Settings
 
 

@@ -17,6 +17,7 @@ PACKAGE = Path(waveflow_ray.__file__).parent
 LAYERS = (
     {"", "audio", "messages", "errors", "settings", "logs", "metrics", "outcomes", "release"},
     {"aws", "webhooks"},
+    {"posting"},
     {"jobs"},
     {"runtime"},
     {"local", "doctor", "node"},
@@ -39,6 +40,7 @@ WITHOUT_RAY = (
     "runtime.ingress",
     "runtime.leases",
     "runtime.light",
+    "runtime.lightwork",
     "runtime.outbox",
     "runtime.slots",
     "runtime.subjects",
@@ -132,7 +134,7 @@ def test_audio_is_pure(module: str) -> None:
         ("boto3", ("aws.", "doctor.")),
         ("botocore", ("aws.", "doctor.")),
         ("ray", ("runtime.", "local.", "doctor.", "cli.")),
-        ("aiohttp", ("webhooks", "local.")),
+        ("aiohttp", ("posting", "local.")),
     ],
 )
 def test_each_library_has_its_place(library: str, homes: tuple[str, ...]) -> None:
@@ -201,10 +203,11 @@ def test_importing_it_is_cheap(module: str) -> None:
     ("module", "libraries"),
     [
         ("waveflow_ray.runtime.tasks", "('numba', 'soxr', 'librosa', 'aiohttp')"),
+        ("waveflow_ray.runtime.actors", "('numpy', 'soundfile', 'aiohttp', 'ray.autoscaler.sdk')"),
         ("waveflow_ray.runtime.app", "('numba', 'soxr', 'librosa', 'aiohttp', 'boto3', 'numpy')"),
     ],
 )
-def test_a_new_worker_and_short_commands_import_little(module: str, libraries: str) -> None:
+def test_workers_actors_and_short_commands_import_little(module: str, libraries: str) -> None:
     """What only mixes or the actors need is not waited for by others."""
     program = f"import sys, {module}; print([m for m in {libraries} if m in sys.modules])"
     done = subprocess.run(

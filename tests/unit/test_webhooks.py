@@ -12,8 +12,9 @@ import pytest
 
 from tests.unit.fakes import webhook_of
 from waveflow_ray.outcomes import COMPLETION, HASH_CHECK, MIXING_COMPLETE, Status
+from waveflow_ray.posting import Poster
 from waveflow_ray.settings import signing_keys
-from waveflow_ray.webhooks import Answer, Poster, Verdict, judge, signature
+from waveflow_ray.webhooks import Answer, Verdict, judge, signature
 
 DELIVERED, AWAY, FAULT, REFUSED = (
     Verdict.DELIVERED,

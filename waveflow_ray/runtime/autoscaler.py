@@ -14,14 +14,14 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
-from ray.autoscaler.v2.schema import ClusterStatus
-from ray.autoscaler.v2.sdk import get_cluster_status
 
 from waveflow_ray.runtime.demand import next_request
+
+if TYPE_CHECKING:
+    from ray.autoscaler.v2.schema import ClusterStatus
 
 MARKET = "market"
 SPOT, ON_DEMAND = "spot", "on-demand"
@@ -46,6 +46,10 @@ def asker() -> Callable[[int], Awaitable[None]]:
 
 
 def _ask_for_cpus(count: int, step: int) -> None:
+    # It takes as long to import as the queue takes to answer first.
+    from ray.autoscaler.sdk import request_resources
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
     have = int(ray.cluster_resources().get("CPU", 0))  # type: ignore[no-untyped-call] # Ray has none
     if count <= have:
         request_resources(num_cpus=count)

@@ -23,7 +23,7 @@ from waveflow_ray.messages import (
 from waveflow_ray.outcomes import Outcome, Webhook, failed, lost_worker
 from waveflow_ray.runtime.batches import Batches, LostError
 from waveflow_ray.runtime.demand import HEAVY_CPUS
-from waveflow_ray.runtime.light import Do, Forget, Keep, LightWork, Result
+from waveflow_ray.runtime.lightwork import Do, Forget, Keep, LightWork, Result
 from waveflow_ray.runtime.nodes import alive_nodes, cluster_nodes
 from waveflow_ray.runtime.placement import (
     HEAVY_QUEUED,

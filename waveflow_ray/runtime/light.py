@@ -10,7 +10,6 @@ from __future__ import annotations
 import faulthandler
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 
 from waveflow_ray.aws.kept import forget, keep
 from waveflow_ray.aws.s3 import bucket_of
@@ -19,39 +18,11 @@ from waveflow_ray.jobs import perform
 from waveflow_ray.jobs.standing import standing
 from waveflow_ray.jobs.work import HARD_STOP_GRACE_S, STDERR, Work, memory_limit
 from waveflow_ray.logs import configure_logging
-from waveflow_ray.messages import DuplicateJob, HashJob
-from waveflow_ray.outcomes import Outcome, Webhook
+from waveflow_ray.runtime.lightwork import Do, Keep, LightWork, Result
 from waveflow_ray.settings import Settings
 
 GATHER_S = 0.02
 """When one is done, the others may be so in a moment: each message to the ingress costs CPU."""
-
-
-@dataclass(frozen=True)
-class Do:
-    """One attempt at a light job; `again` if its message was received before."""
-
-    job: HashJob | DuplicateJob
-    again: bool
-
-
-@dataclass(frozen=True)
-class Keep:
-    """See `keep`."""
-
-    webhook: Webhook
-
-
-@dataclass(frozen=True)
-class Forget:
-    """See `forget`."""
-
-    webhook: Webhook
-
-
-LightWork = Do | Keep | Forget
-Result = Outcome | Webhook | JobError | None
-"""None: it has to be done alone."""
 
 
 def do_alone(work: LightWork, settings: Settings) -> Result:

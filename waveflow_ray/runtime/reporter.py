@@ -9,7 +9,7 @@ from waveflow_ray.logs import configure_logging
 from waveflow_ray.outcomes import Webhook
 from waveflow_ray.runtime.outbox import Outbox
 from waveflow_ray.settings import SECRETS, Secrets, Settings, signing_keys
-from waveflow_ray.webhooks import Answer, Poster, Verdict
+from waveflow_ray.webhooks import Answer, Verdict
 
 
 class ReporterActor:
@@ -22,6 +22,8 @@ class ReporterActor:
     """
 
     def __init__(self, settings: Settings, fingerprint: str) -> None:
+        from waveflow_ray.posting import Poster  # with aiohttp, which the ingress does without
+
         configure_logging(settings.log_level, settings.log_format)
         secrets = Secrets(_env_file=None)  # a `.env` where Ray runs may be for something else
         self._outbox = Outbox(self._post)

@@ -1,20 +1,18 @@
-"""What runs in worker processes. Imports little: it is what a new worker waits for."""
+"""What runs in worker processes. The ingress imports it, too, and does not wait for what only the
+work needs: that is imported where it is done.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 
-from waveflow_ray.aws.s3 import bucket_of
-from waveflow_ray.jobs import perform
-from waveflow_ray.jobs.standing import standing
-from waveflow_ray.jobs.work import Work
 from waveflow_ray.logs import configure_logging
 from waveflow_ray.messages import Job, MixJob
 from waveflow_ray.outcomes import Outcome
-from waveflow_ray.runtime.light import do_alone, do_together
+from waveflow_ray.runtime.lightwork import LightWork, Result
 from waveflow_ray.runtime.placement import CELLS_PER_MIX, HEAVY, LIGHT, TOGETHER, WARM_UP
 from waveflow_ray.settings import Settings
 
@@ -33,6 +31,10 @@ def do_job(
         cpus: of the whole cluster; how far a mix is spread out.
         nodes: what Ray says of its nodes, for a health job.
     """
+    from waveflow_ray.jobs import perform
+    from waveflow_ray.jobs.standing import standing
+    from waveflow_ray.jobs.work import Work
+
     configure_logging(settings.log_level, settings.log_format)
     parallelism = min(cpus, CELLS_PER_MIX)
     work = Work(settings)
@@ -53,12 +55,31 @@ def do_job(
     return standing(job, outcome, work.bucket, again=again)
 
 
+def do_alone(work: LightWork, settings: Settings) -> Result:
+    """See `light.do_alone`."""
+    from waveflow_ray.runtime import light
+
+    return light.do_alone(work, settings)
+
+
+def do_together(
+    group: Sequence[LightWork], settings: Settings
+) -> Iterator[list[tuple[int, Result]]]:
+    """See `light.do_together`."""
+    from waveflow_ray.runtime import light
+
+    yield from light.do_together(group, settings)
+
+
 def warm_up(settings: Settings, waits_for: list[Any]) -> Iterator[None]:
-    """Make a worker ready before its first job: importing this module is most of it.
+    """Make a worker ready before its first job: imports are most of it.
 
     Args:
         waits_for: references; when it is ready, it waits until they can be had.
     """
+    from waveflow_ray.aws.s3 import bucket_of
+    from waveflow_ray.runtime import light  # noqa: F401 # with all that jobs need, but mixes
+
     bucket_of(settings)
     yield
     if waits_for:
