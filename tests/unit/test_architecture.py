@@ -203,6 +203,7 @@ def test_importing_it_is_cheap(module: str) -> None:
     ("module", "libraries"),
     [
         ("waveflow_ray.runtime.tasks", "('numba', 'soxr', 'librosa', 'aiohttp')"),
+        ("waveflow_ray.runtime.light", "('numba', 'soxr', 'librosa', 'aiohttp')"),
         ("waveflow_ray.runtime.actors", "('numpy', 'soundfile', 'aiohttp', 'ray.autoscaler.sdk')"),
         ("waveflow_ray.runtime.app", "('numba', 'soxr', 'librosa', 'aiohttp', 'boto3', 'numpy')"),
     ],

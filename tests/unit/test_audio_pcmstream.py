@@ -8,12 +8,11 @@ import random
 import pytest
 
 from tests.unit.test_audio_pcm import BY_RANGE, FRAMES, encoded
-from waveflow_ray.audio.decode import Limits, open_audio
+from waveflow_ray.audio.decode import NO_OTHERS, Limits, open_audio
 from waveflow_ray.audio.pcmstream import PcmStream
 from waveflow_ray.audio.peaks import Waveform, waveform_of
 
 HEAD = 4096
-NO_OTHERS = Limits()
 
 
 def in_pieces(data: bytes, cuts: list[int], num_peaks: int) -> Waveform:
@@ -37,10 +36,7 @@ def of_file(data: bytes, num_peaks: int) -> Waveform:
 @pytest.mark.parametrize("channels", [1, 2, 5])
 @pytest.mark.parametrize("name", BY_RANGE)
 def test_pieces_of_any_size_make_the_waveform_of_the_file(name: str, channels: int) -> None:
-    """Cut within the header, within a frame, byte by byte; chunks behind the samples are ignored.
-
-    Of floats, the sum of the channels may be rounded otherwise: not of these.
-    """
+    """Cut in the header, in a frame, byte by byte; chunks behind the samples are ignored."""
     data = encoded(name, channels)
     chance = random.Random(f"{name} {channels}")
     for num_peaks in (1, 7, FRAMES, 2 * FRAMES):

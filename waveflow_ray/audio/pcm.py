@@ -252,8 +252,14 @@ def _by_numpy(data: memoryview, big_endian: bool) -> NDArray[np.float32]:
     return samples
 
 
-def to_float(integers: NDArray[np.int32], out: NDArray[np.float32] | None = None) -> Any:
-    """Integers of 32 bits, full scale 2^31, as float32 of full scale 1.0; 24 bits are exact."""
+def to_float(
+    integers: NDArray[np.int32], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Integers of 32 bits, full scale 2^31, as float32 of full scale 1.0; 24 bits are exact.
+
+    Args:
+        out: of the same shape; new by default.
+    """
     out = np.empty(integers.shape, np.float32) if out is None else out
     return np.multiply(integers, np.float32(2.0**-31), out=out, casting="unsafe")
 

@@ -12,6 +12,7 @@ from waveflow_ray.messages import parse
 LOOK_S = 60
 """Letters that are looked at are hidden so long, or until they are put back."""
 WAIT_S = 1
+"""So long SQS looks for letters before it says that there are none."""
 EMPTY_LOOKS = 2
 """SQS asks some of its servers at a time: one empty answer is no proof."""
 
@@ -45,9 +46,8 @@ class DeadLetters:
     """The letters of one queue. Use it in a ``with`` statement: what was looked at and not
     deleted is put back at its end."""
 
-    def __init__(self, queue: Queue, look_s: int = LOOK_S) -> None:
+    def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._look_s = look_s
         self._held: dict[str, str] = {}
 
     def __enter__(self) -> DeadLetters:
@@ -67,7 +67,7 @@ class DeadLetters:
                     QueueUrl=self._queue.url,
                     MaxNumberOfMessages=min(BATCH, limit - len(self._held)),
                     WaitTimeSeconds=WAIT_S,
-                    VisibilityTimeout=self._look_s,
+                    VisibilityTimeout=LOOK_S,
                     MessageSystemAttributeNames=["SentTimestamp"],
                     MessageAttributeNames=["All"],
                 )

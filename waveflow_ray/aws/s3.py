@@ -27,8 +27,8 @@ CHUNK_BYTES = 1024 * 1024
 READ_TRIES = 3
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 PRECONDITION_FAILED = frozenset({"412", "PreconditionFailed"})
-CHECKSUMS = ("CRC32", "SHA1", "SHA256")
-"""Those that boto3 compares by itself with what comes."""
+COMPARED_BY_BOTO3 = ("CRC32", "SHA1", "SHA256")
+"""Checksums that it compares by itself with what comes."""
 
 Begin = Callable[[bytes, int], Callable[[bytes], object]]
 T = TypeVar("T")
@@ -343,7 +343,7 @@ def _md5_of(response: GetObjectOutputTypeDef) -> str | None:
     """
     if getattr(response["Body"], "has_sum", False):
         return None
-    sums = (response.get(f"Checksum{name}") for name in CHECKSUMS)
+    sums = (response.get(f"Checksum{name}") for name in COMPARED_BY_BOTO3)
     if any(isinstance(value, str) and "-" not in value for value in sums):
         return None
     etag = response["ETag"].strip('"')

@@ -72,7 +72,7 @@ class Body:
     """The body of a GET as it comes, compared with its checksum at the end.
 
     Attributes:
-        has_sum: S3 sent a checksum to compare with.
+        has_sum: S3 sent a checksum to compare with, and not one of parts.
 
     Raises:
         BotoCoreError: as the body of boto3 does.
@@ -166,20 +166,14 @@ class Wire:
         if response.status != 200 or not length.isdigit() or response.getheader("ETag") is None:
             self._end(response, connection)
             return None
-        answer: dict[str, Any] = {
+        found = {name: response.getheader(f"x-amz-checksum-{name}") for name in CHECKSUMS}
+        sums = {name: value for name, value in found.items() if value and "-" not in value}
+        return {
             "ContentLength": int(length),
             "ETag": response.getheader("ETag"),
             "ServerSideEncryption": response.getheader("x-amz-server-side-encryption"),
+            "Body": Body(response, connection, sums, self._keep),
         }
-        sums = {}
-        for name in CHECKSUMS:
-            value = response.getheader(f"x-amz-checksum-{name}")
-            if value is not None:
-                answer[f"Checksum{name}"] = value
-                if "-" not in value:  # else it is one of parts
-                    sums[name] = value
-        answer["Body"] = Body(response, connection, sums, self._keep)
-        return answer
 
     def put(
         self, key: str, body: bytes, content_type: str, condition: dict[str, str]

@@ -46,7 +46,7 @@ def asker() -> Callable[[int], Awaitable[None]]:
 
 
 def _ask_for_cpus(count: int, step: int) -> None:
-    # It takes as long to import as the queue takes to answer first.
+    # Imported here: the ingress has nothing to ask for while it starts.
     from ray.autoscaler.sdk import request_resources
     from ray.autoscaler.v2.sdk import get_cluster_status
 
