@@ -108,6 +108,11 @@ def hash_job(job_id: str = "hash-1", **fields: Any) -> HashJob:
     return HashJob(**({"job_id": job_id, "stemId": "stem-1", "filepath": "songs/a.wav"} | fields))
 
 
+def stem_job(number: int, **fields: Any) -> HashJob:
+    """Jobs of different stems."""
+    return hash_job(f"hash-{number}", stemId=f"stem-{number}", **fields)
+
+
 def analysis_job(job_id: str = "analysis-1", **fields: Any) -> AnalysisJob:
     given = {"job_id": job_id, "stemId": "stem-1", "filepath": "songs/a.wav"}
     return AnalysisJob(**(given | fields))
