@@ -11,8 +11,7 @@ import ray
 
 from benchmarks.service import Store, store
 from benchmarks.timing import Figure
-from waveflow_ray.aws.clients import sqs_client
-from waveflow_ray.aws.sqs import BATCH, Queue
+from waveflow_ray.aws.sqs import BATCH, Queue, queue_of
 from waveflow_ray.messages import HashJob, Job, envelope
 from waveflow_ray.outcomes import Outcome, Webhook, success
 from waveflow_ray.runtime import app
@@ -20,7 +19,8 @@ from waveflow_ray.runtime.batches import Batches
 from waveflow_ray.runtime.courier import Courier
 from waveflow_ray.runtime.ingress import Ingress
 from waveflow_ray.runtime.leases import Leases
-from waveflow_ray.runtime.placement import ACTOR, IN_A_TASK, LIGHT
+from waveflow_ray.runtime.lightwork import IN_A_TASK
+from waveflow_ray.runtime.placement import ACTOR, LIGHT
 from waveflow_ray.runtime.slots import Slots
 from waveflow_ray.settings import Settings
 from waveflow_ray.webhooks import Answer, Verdict
@@ -67,10 +67,7 @@ class Counting:
 
     async def run(self, settings: Settings, in_a_task: int, count: int) -> tuple[float, float]:
         """Seconds from the first message to the last deletion, and of this process's CPU."""
-        queue = Queue(
-            sqs_client(settings.aws_region, settings.aws_endpoint_url), str(settings.sqs_queue_url)
-        )
-        leases = Leases(queue, settings.visibility_timeout_s)
+        leases = Leases(queue_of(settings), settings.visibility_timeout_s)
 
         async def post(_webhook: Webhook) -> Answer:
             return Answer(Verdict.DELIVERED, "201")

@@ -103,7 +103,8 @@ def configure_logging(
     for old in logger.handlers[:]:
         logger.removeHandler(old)
     logger.addHandler(handler)
-    logger.setLevel(level)
+    if logger.level != logging.getLevelNamesMapping()[level]:  # it goes through all loggers
+        logger.setLevel(level)
     logger.propagate = False
 
 

@@ -52,6 +52,7 @@ def calls() -> set[str]:
         for path in (ROOT / "waveflow_ray" / package).glob("*.py"):
             text = path.read_text()
             found |= set(re.findall(r"(?:client|s[3q]s?_of\(settings\))\.([a-z_0-9]+)\(", text))
+            found |= set(re.findall(r'_ask\(\s*"([a-z_0-9]+)"', text))
             found |= set(re.findall(r'get_paginator\("([a-z_0-9]+)"\)', text))
     return found - {"get_paginator"} - NO_REQUESTS
 

@@ -1,11 +1,11 @@
-"""The signature of S3 requests: as in Amazon's document, and as botocore makes it."""
+"""The signature of requests: as in Amazon's document, and as botocore makes it."""
 
 from __future__ import annotations
 
 import string
 from unittest.mock import patch
 
-from botocore.auth import S3SigV4Auth
+from botocore.auth import S3SigV4Auth, SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.compat import get_current_datetime
 from botocore.credentials import Credentials
@@ -61,4 +61,17 @@ def test_it_is_what_botocore_signs(key: str, prefix: str, token: str | None, bod
         S3SigV4Auth(
             Credentials(keys.access_key, keys.secret_key, token), "s3", "eu-west-3"
         ).add_auth(request)
+    assert ours["authorization"] == request.headers["Authorization"]
+
+
+def test_it_is_what_botocore_signs_for_sqs() -> None:
+    """The hash of the body is a header more, which botocore signs as any other."""
+    plain = {"host": HOST, "content-type": "application/x-amz-json-1.0", "x-amz-target": "X.Y"}
+    ours = signed("POST", "/", "", plain, KEYS, "eu-west-3", WHEN, b"{}", "sqs")
+    more = {"x-amz-content-sha256": ours["x-amz-content-sha256"]}
+    request = AWSRequest("POST", f"https://{HOST}/", data=b"{}", headers=plain | more)
+    when = get_current_datetime().replace(2013, 5, 24, 0, 0, 0, 0)
+    with patch("botocore.auth.get_current_datetime", lambda: when):
+        credentials = Credentials(KEYS.access_key, KEYS.secret_key)
+        SigV4Auth(credentials, "sqs", "eu-west-3").add_auth(request)
     assert ours["authorization"] == request.headers["Authorization"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError
 
-from waveflow_ray.aws.wire import Wire, wire_of
+from waveflow_ray.aws.connections import Connections, behind_a_proxy
+from waveflow_ray.aws.wire import Wire
 from waveflow_ray.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,16 +68,23 @@ def s3_of(settings: Settings) -> S3Client:
 @lru_cache(maxsize=8)
 def s3_wire(region: str, endpoint_url: str | None, bucket: str) -> Wire | None:
     """For the plain requests to a bucket; None where only boto3 can make them. Thread-safe."""
+    if ":" in bucket or bucket.endswith("--x-s3"):
+        return None  # an access point, a directory bucket: they sign otherwise
     client = s3_client(region, endpoint_url)
-    session, _ = _session()
-    return wire_of(
-        client,
-        bucket,
-        session.get_credentials(),
-        session.get_config_variable("ca_bundle"),
-        connect_timeout_s=CONNECT_TIMEOUT_S,
-        read_timeout_s=READ_TIMEOUT_S,
-    )
+    try:
+        url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "key"})
+    except BotoCoreError:
+        return None
+    connections = _connections(url, "s3", client.meta.region_name)
+    folder = urlsplit(url).path.removesuffix("/key")
+    return None if connections is None else Wire(connections, folder)
+
+
+@lru_cache(maxsize=4)
+def sqs_connections(region: str, endpoint_url: str | None) -> Connections | None:
+    """For the plain requests to SQS; None where only boto3 can make them. Thread-safe."""
+    meta = sqs_client(region, endpoint_url).meta
+    return _connections(meta.endpoint_url, "sqs", meta.region_name)
 
 
 def wire_for(settings: Settings) -> Wire | None:
@@ -85,6 +95,22 @@ def wire_for(settings: Settings) -> Wire | None:
 def sqs_of(settings: Settings) -> SQSClient:
     """The SQS client for these settings."""
     return sqs_client(settings.aws_region, settings.aws_endpoint_url)
+
+
+def _connections(url: str, service: str, region: str) -> Connections | None:
+    session, _ = _session()
+    credentials = session.get_credentials()
+    if credentials is None or behind_a_proxy(url):
+        return None
+    return Connections(
+        url,
+        service,
+        region,
+        credentials,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        read_timeout_s=READ_TIMEOUT_S,
+        verify=session.get_config_variable("ca_bundle"),
+    )
 
 
 def _config(retries: int) -> Config:

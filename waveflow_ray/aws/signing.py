@@ -1,4 +1,5 @@
-"""Signature Version 4 of a request, as S3 wants it. Pure: times and credentials come from outside.
+"""Signature Version 4 of a request, as S3 wants it and SQS takes it. Pure: times and credentials
+come from outside.
 
 botocore signs as well, but what it does around that costs ten times the signature.
 https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html
@@ -44,6 +45,7 @@ def signed(
     region: str,
     when: str,
     body: bytes = b"",
+    service: str = "s3",
 ) -> dict[str, str]:
     """The headers to send: those given, which are signed all, and those of the signature.
 
@@ -61,10 +63,10 @@ def signed(
     lines = "".join(f"{name}:{all_headers[name].strip()}\n" for name in names)
     signed_names = ";".join(names)
     request = f"{method}\n{path}\n{query}\n{lines}\n{signed_names}\n{digest}"
-    scope = f"{when[:8]}/{region}/s3/aws4_request"
+    scope = f"{when[:8]}/{region}/{service}/aws4_request"
     summary = hashlib.sha256(request.encode()).hexdigest()
     text = f"AWS4-HMAC-SHA256\n{when}\n{scope}\n{summary}"
-    key = _signing_key(keys.secret_key, when[:8], region)
+    key = _signing_key(keys.secret_key, when[:8], region, service)
     signature = hmac.digest(key, text.encode(), "sha256").hex()
     all_headers["authorization"] = (
         f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{scope}, "
@@ -74,8 +76,8 @@ def signed(
 
 
 @lru_cache(maxsize=8)
-def _signing_key(secret_key: str, day: str, region: str) -> bytes:
+def _signing_key(secret_key: str, day: str, region: str, service: str) -> bytes:
     key = f"AWS4{secret_key}".encode()
-    for part in (day, region, "s3", "aws4_request"):
+    for part in (day, region, service, "aws4_request"):
         key = hmac.digest(key, part.encode(), "sha256")
     return key

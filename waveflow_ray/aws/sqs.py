@@ -9,21 +9,28 @@ import json
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from waveflow_ray.aws.clients import sqs_of
+from waveflow_ray.aws.clients import sqs_connections, sqs_of
+from waveflow_ray.aws.connections import Connections
 from waveflow_ray.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
-    from mypy_boto3_sqs.type_defs import MessageTypeDef
+    from mypy_boto3_sqs.type_defs import (
+        ChangeMessageVisibilityBatchResultTypeDef,
+        DeleteMessageBatchResultTypeDef,
+        MessageTypeDef,
+        ReceiveMessageResultTypeDef,
+    )
 
 BATCH = 10
 MAX_VISIBILITY_S = 43_200
+JSON = "application/x-amz-json-1.0"
 LOST_CODES = frozenset(
     {
         "ReceiptHandleIsInvalid",
@@ -68,12 +75,24 @@ class QueueFacts:
 
 
 class Queue:
-    """One SQS queue. Safe to use from several threads."""
+    """One SQS queue. Safe to use from several threads.
 
-    def __init__(self, client: SQSClient, url: str, dlq_url: str | None = None) -> None:
+    Args:
+        connections: make the frequent requests, if given; boto3 makes all others, and those that
+            fail.
+    """
+
+    def __init__(
+        self,
+        client: SQSClient,
+        url: str,
+        dlq_url: str | None = None,
+        connections: Connections | None = None,
+    ) -> None:
         self.client = client
         self.url = url
         self._dlq_url = dlq_url
+        self._connections = connections
 
     def facts(self) -> QueueFacts:
         """Depths and redrive policy."""
@@ -107,14 +126,13 @@ class Queue:
 
     def receive(self, wait_s: int, visibility_s: int, count: int = BATCH) -> list[Message]:
         """Long-poll for up to `count` messages and lease each for `visibility_s`."""
-        with faults(self.url):
-            response = self.client.receive_message(
-                QueueUrl=self.url,
-                MaxNumberOfMessages=min(count, BATCH),
-                WaitTimeSeconds=wait_s,
-                VisibilityTimeout=visibility_s,
-                MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
-            )
+        response: ReceiveMessageResultTypeDef = self._ask(
+            "receive_message",
+            MaxNumberOfMessages=min(count, BATCH),
+            WaitTimeSeconds=wait_s,
+            VisibilityTimeout=visibility_s,
+            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+        )
         return [_message(entry) for entry in response.get("Messages", [])]
 
     def set_visibility(self, handles: Sequence[str], visibility_s: int) -> set[str]:
@@ -126,18 +144,17 @@ class Queue:
         Raises:
             QueueError: the queue did not answer, or failed for a reason that may pass.
         """
-        with faults(self.url):
-            response = self.client.change_message_visibility_batch(
-                QueueUrl=self.url,
-                Entries=[
-                    {
-                        "Id": str(index),
-                        "ReceiptHandle": handle,
-                        "VisibilityTimeout": min(visibility_s, MAX_VISIBILITY_S),
-                    }
-                    for index, handle in enumerate(handles)
-                ],
-            )
+        response: ChangeMessageVisibilityBatchResultTypeDef = self._ask(
+            "change_message_visibility_batch",
+            Entries=[
+                {
+                    "Id": str(index),
+                    "ReceiptHandle": handle,
+                    "VisibilityTimeout": min(visibility_s, MAX_VISIBILITY_S),
+                }
+                for index, handle in enumerate(handles)
+            ],
+        )
         codes = {
             handles[int(failure["Id"])]: failure.get("Code", "").rpartition("#")[2]
             for failure in response.get("Failed", [])
@@ -150,14 +167,12 @@ class Queue:
 
     def delete(self, handles: Sequence[str]) -> set[str]:
         """Delete messages, at most 10. Returns the handles that could not be deleted now."""
-        with faults(self.url):
-            response = self.client.delete_message_batch(
-                QueueUrl=self.url,
-                Entries=[
-                    {"Id": str(index), "ReceiptHandle": handle}
-                    for index, handle in enumerate(handles)
-                ],
-            )
+        response: DeleteMessageBatchResultTypeDef = self._ask(
+            "delete_message_batch",
+            Entries=[
+                {"Id": str(index), "ReceiptHandle": handle} for index, handle in enumerate(handles)
+            ],
+        )
         return {
             handles[int(failure["Id"])]
             for failure in response.get("Failed", [])
@@ -191,6 +206,24 @@ class Queue:
             )
         return True
 
+    def _ask(self, call: str, **parameters: Any) -> Any:
+        """The answer to a call of boto3's, by a plain request if that goes as usual."""
+        parameters["QueueUrl"] = self.url
+        if self._connections is not None:
+            operation = call.title().replace("_", "")
+            sent = self._connections.send(
+                "POST",
+                "/",
+                headers={"content-type": JSON, "x-amz-target": f"AmazonSQS.{operation}"},
+                body=json.dumps(parameters).encode(),
+            )
+            content = None if sent is None else self._connections.rest(*sent)
+            if sent is not None and content is not None and sent[0].status == 200:
+                with suppress(ValueError):
+                    return json.loads(content)
+        with faults(self.url):
+            return getattr(self.client, call)(**parameters)
+
 
 def queue_of(settings: Settings) -> Queue:
     """The queue that the settings name.
@@ -203,7 +236,8 @@ def queue_of(settings: Settings) -> Queue:
     if url is None:
         with faults(settings.sqs_queue_name or ""):
             url = client.get_queue_url(QueueName=settings.sqs_queue_name or "")["QueueUrl"]
-    return Queue(client, url, settings.sqs_dlq_url)
+    connections = sqs_connections(settings.aws_region, settings.aws_endpoint_url)
+    return Queue(client, url, settings.sqs_dlq_url, connections)
 
 
 def _message(entry: MessageTypeDef) -> Message:

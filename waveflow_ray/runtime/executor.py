@@ -23,11 +23,10 @@ from waveflow_ray.messages import (
 from waveflow_ray.outcomes import Outcome, Webhook, failed, lost_worker
 from waveflow_ray.runtime.batches import Batches, LostError
 from waveflow_ray.runtime.demand import HEAVY_CPUS
-from waveflow_ray.runtime.lightwork import Do, Forget, Keep, LightWork, Result
+from waveflow_ray.runtime.lightwork import IN_A_TASK, Do, Forget, Keep, LightWork, Result
 from waveflow_ray.runtime.nodes import alive_nodes, cluster_nodes
 from waveflow_ray.runtime.placement import (
     HEAVY_QUEUED,
-    IN_A_TASK,
     LIGHT_PER_CPU,
     LOST_WORKER,
     MIXES_PER_CPU,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import cache
 
 from waveflow_ray.aws.kept import forget, keep
 from waveflow_ray.aws.s3 import bucket_of
@@ -18,11 +19,17 @@ from waveflow_ray.jobs import perform
 from waveflow_ray.jobs.standing import standing
 from waveflow_ray.jobs.work import HARD_STOP_GRACE_S, STDERR, Work, memory_limit
 from waveflow_ray.logs import configure_logging
-from waveflow_ray.runtime.lightwork import Do, Keep, LightWork, Result
+from waveflow_ray.runtime.lightwork import IN_A_TASK, Do, Keep, LightWork, Result
 from waveflow_ray.settings import Settings
 
-GATHER_S = 0.02
+GATHER_S = 0.05
 """When one is done, the others may be so in a moment: each message to the ingress costs CPU."""
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Of this process; they stay, as making ten costs as much as half a job."""
+    return ThreadPoolExecutor(IN_A_TASK, thread_name_prefix="light")
 
 
 def do_alone(work: LightWork, settings: Settings) -> Result:
@@ -43,12 +50,9 @@ def do_together(
     limit_s = settings.job_timeout_s + HARD_STOP_GRACE_S
     faulthandler.dump_traceback_later(limit_s, exit=True, file=STDERR)
     try:
-        with (
-            ThreadPoolExecutor(len(group), thread_name_prefix="light") as pool,
-            memory_limit(settings.job_memory_mb),
-        ):
+        with memory_limit(settings.job_memory_mb):
             left: dict[Future[Result], int] = {
-                pool.submit(_do, work, settings, alone=False): number
+                _threads().submit(_do, work, settings, alone=False): number
                 for number, work in enumerate(group)
             }
             while left:

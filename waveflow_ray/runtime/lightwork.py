@@ -8,6 +8,9 @@ from waveflow_ray.errors import JobError
 from waveflow_ray.messages import DuplicateJob, HashJob
 from waveflow_ray.outcomes import Outcome, Webhook
 
+IN_A_TASK = 10
+"""Light jobs in a task, at most: they mostly wait for S3, and a task costs more than a job."""
+
 
 @dataclass(frozen=True)
 class Do:

@@ -74,8 +74,6 @@ MIXES_PER_CPU = 0.5
 sums hold, every mix takes longer, and so do all together (docs/performance.md)."""
 LIGHT_PER_CPU = 2
 """Light tasks at a time."""
-IN_A_TASK = 10
-"""Light jobs in a task, at most: they mostly wait for S3, and a task costs more than a job."""
 IN_A_POST = 20
 """Webhooks in a call of a reporter, at most."""
 POSTS_AT_A_TIME = 2
