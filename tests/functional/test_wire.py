@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
 from pathlib import Path
 from unittest.mock import patch
 
@@ -180,14 +180,14 @@ def test_connections_are_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One connection for one request after the other; an object not read to its end costs one."""
-    opened: list[str] = []
-    connect = HTTPConnection.connect
+    opened: list[object] = []
+    connect = socket.create_connection
 
-    def counted(self: HTTPConnection) -> None:
-        opened.append(self.host)
-        connect(self)
+    def counted(address: tuple[str, int], *rest: float) -> socket.socket:
+        opened.append(address)
+        return connect(address, *rest)
 
-    monkeypatch.setattr(HTTPConnection, "connect", counted)
+    monkeypatch.setattr(socket, "create_connection", counted)
     world.bucket.put("wire/kept", BODY, "x")
     with faulty(world) as (bucket, _):  # moto itself keeps none
         opened.clear()

@@ -14,13 +14,14 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Collection
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPException
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from botocore.exceptions import BotoCoreError
 from botocore.httpsession import get_cert_path
 
+from waveflow_ray.aws.http import Connection, Response
 from waveflow_ray.aws.signing import Keys, query_string, signed
 
 KEPT_S = 4.0
@@ -60,6 +61,7 @@ class Connections:
     ) -> None:
         parts = urlsplit(origin)
         self._host = parts.netloc
+        self._address = parts.hostname or "", parts.port
         self._service = service
         self._region = region
         self._credentials = credentials
@@ -67,7 +69,7 @@ class Connections:
         self._read_timeout_s = read_timeout_s
         self._clock = clock
         self._off_until = 0.0
-        self._kept: deque[tuple[HTTPConnection, float]] = deque(maxlen=MOST_KEPT)
+        self._kept: deque[tuple[Connection, float]] = deque(maxlen=MOST_KEPT)
         self._tls: ssl.SSLContext | None = None
         if parts.scheme == "https":
             self._tls = ssl.create_default_context(cafile=verify or get_cert_path(True))
@@ -80,7 +82,7 @@ class Connections:
         headers: dict[str, str] | None = None,
         body: bytes = b"",
         usual: Collection[int] = (),
-    ) -> tuple[HTTPResponse, HTTPConnection] | None:
+    ) -> tuple[Response, Connection] | None:
         """Make a request. Whoever gets the answer gives the connection to `rest` or `keep`.
 
         Args:
@@ -98,14 +100,13 @@ class Connections:
             all_headers = signed(
                 method, path, text, given, keys, self._region, now, body, self._service
             )
-            if body:
+            if method != "GET":
                 all_headers["content-length"] = str(len(body))
             target = f"{path}?{text}" if text else path
             while True:
                 connection, fresh = self._connection()
                 try:
-                    connection.request(method, target, body or None, all_headers)
-                    response = connection.getresponse()
+                    response = connection.ask(method, target, all_headers, body)
                     break
                 except BaseException as error:  # the time limit of a job, too
                     connection.close()
@@ -118,21 +119,22 @@ class Connections:
             self._off_until = self._clock() + OFF_S
         return response, connection
 
-    def rest(self, response: HTTPResponse, connection: HTTPConnection) -> bytes | None:
+    def rest(self, response: Response, connection: Connection) -> bytes | None:
         """The rest of an answer; None if it does not come. The connection is free then."""
         try:
-            content = response.read()
-        except (OSError, HTTPException):
-            response.close()
+            content = response.all()
+        except (OSError, HTTPException, ValueError):
             connection.close()
             return None
         self.keep(connection)
         return content
 
-    def keep(self, connection: HTTPConnection) -> None:
+    def keep(self, connection: Connection) -> None:
         """Use a connection again, whose last answer was read to its end."""
-        if connection.sock is not None:  # else the service has closed it
+        if connection.open:  # else the service closes it
             self._kept.append((connection, self._clock()))
+        else:
+            connection.close()
 
     def close(self) -> None:
         """Close the kept connections."""
@@ -142,7 +144,7 @@ class Connections:
     def __del__(self) -> None:
         self.close()
 
-    def _connection(self) -> tuple[HTTPConnection, bool]:
+    def _connection(self) -> tuple[Connection, bool]:
         """A connection that was used lately, or a new one; and whether it is new."""
         while True:
             try:
@@ -152,15 +154,8 @@ class Connections:
             if self._clock() - used < KEPT_S:
                 return connection, False
             connection.close()
-        if self._tls is None:
-            connection = HTTPConnection(self._host, timeout=self._connect_timeout_s)
-        else:
-            connection = HTTPSConnection(
-                self._host, timeout=self._connect_timeout_s, context=self._tls
-            )
-        connection.connect()
-        connection.sock.settimeout(self._read_timeout_s)
-        return connection, True
+        timeouts_s = self._connect_timeout_s, self._read_timeout_s
+        return Connection(*self._address, self._tls, *timeouts_s), True
 
 
 def behind_a_proxy(url: str) -> bool:

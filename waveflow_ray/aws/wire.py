@@ -6,7 +6,7 @@ import base64
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
@@ -15,6 +15,7 @@ from anycrc import Model
 from botocore.exceptions import ReadTimeoutError, ResponseStreamingError
 
 from waveflow_ray.aws.connections import Connections
+from waveflow_ray.aws.http import Connection, Response
 from waveflow_ray.aws.signing import encoded_path
 
 CRCS = {"CRC64NVME": ("CRC64-NVME", 8), "CRC32": ("CRC32", 4), "CRC32C": ("CRC32-ISCSI", 4)}
@@ -55,10 +56,10 @@ class Body:
 
     def __init__(
         self,
-        response: HTTPResponse,
-        connection: HTTPConnection,
+        response: Response,
+        connection: Connection,
         sums: dict[str, str],
-        keep: Callable[[HTTPConnection], object],
+        keep: Callable[[Connection], object],
     ) -> None:
         self._response = response
         self._connection = connection
@@ -75,7 +76,7 @@ class Body:
                 for one in running.values():
                     one.update(chunk)
                 yield chunk
-            if self._response.length:
+            if self._response.left:
                 return  # it was cut short: whoever reads knows how long it should be
             for name, expected in self._sums.items():
                 if base64.b64encode(running[name].digest()).decode() != expected:
@@ -96,7 +97,6 @@ class Body:
     def close(self) -> None:
         """Read no further."""
         if not self._kept:
-            self._response.close()
             self._connection.close()
 
 
@@ -117,16 +117,16 @@ class Wire:
         if sent is None:
             return None
         response, connection = sent
-        length = response.getheader("Content-Length", "")
-        if response.status != 200 or not length.isdigit() or response.getheader("ETag") is None:
+        headers = response.headers
+        if response.status != 200 or response.left is None or "etag" not in headers:
             self._connections.rest(response, connection)
             return None
-        found = {name: response.getheader(f"x-amz-checksum-{name}") for name in CHECKSUMS}
+        found = {name: headers.get(f"x-amz-checksum-{name.lower()}") for name in CHECKSUMS}
         sums = {name: value for name, value in found.items() if value and "-" not in value}
         return {
-            "ContentLength": int(length),
-            "ETag": response.getheader("ETag"),
-            "ServerSideEncryption": response.getheader("x-amz-server-side-encryption"),
+            "ContentLength": response.left,
+            "ETag": headers["etag"],
+            "ServerSideEncryption": headers.get("x-amz-server-side-encryption"),
             "Body": Body(response, connection, sums, self._connections.keep),
         }
 
@@ -140,7 +140,7 @@ class Wire:
         if sent is None:
             return None
         response, connection = sent
-        etag = response.getheader("ETag", "")
+        etag = response.headers.get("etag", "")
         self._connections.rest(response, connection)
         if response.status == CONDITION_FAILED or (response.status == 200 and etag):
             return response.status, etag
@@ -168,7 +168,7 @@ class Wire:
         query: list[tuple[str, str]] | None = None,
         headers: dict[str, str] | None = None,
         body: bytes = b"",
-    ) -> tuple[HTTPResponse, HTTPConnection] | None:
+    ) -> tuple[Response, Connection] | None:
         path = self._folder + encoded_path(key)
         usual = (NOTHING_THERE, CONDITION_FAILED)
         return self._connections.send(method, path, query, headers, body, usual)

@@ -76,7 +76,7 @@ LIGHT_PER_CPU = 2
 """Light tasks at a time."""
 IN_A_POST = 20
 """Webhooks in a call of a reporter, at most."""
-POSTS_AT_A_TIME = 2
+POSTS_AT_A_TIME = 1
 """Calls of a reporter under way together, but for those that wait for a slow answer."""
 HEAVY_QUEUED = 2
 """Heavy tasks beyond what fits: no CPU waits for the ingress, and the autoscaler sees demand."""
