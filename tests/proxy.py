@@ -16,14 +16,20 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-Fault = Literal["drop", "lose", "unavailable", "error", "cut", "flip", "stall", "again"]
+Fault = Literal["drop", "lose", "unavailable", "error", "conflict", "cut", "flip", "stall", "again"]
 """drop: closed before anything is done. lose: done, and the answer lost. unavailable, error: 503
-and 500. cut: half of the body. flip: one bit of the body. stall: half of the body, then nothing
-for `stall_s`. again: what SQS gave out comes again at once, to whoever asks next."""
+and 500. conflict: 409, as S3 answers conditional writes at the same moment. cut: half of the body.
+flip: one bit of the body. stall: half of the body, then nothing for `stall_s`. again: what SQS
+gave out comes again at once, to whoever asks next."""
 
 HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-encoding", "date", "server"}
 SESSION = web.AppKey("session", aiohttp.ClientSession)
-ERROR = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>slow down</Message></Error>"
+ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>later</Message></Error>"
+ERRORS = {
+    "unavailable": (503, "SlowDown"),
+    "error": (500, "SlowDown"),
+    "conflict": (409, "ConditionalRequestConflict"),
+}
 
 
 @dataclass
@@ -53,8 +59,9 @@ class Proxy:
             self.done[fault] += 1
         if fault == "drop":
             return _hang_up(request)
-        if fault in ("unavailable", "error"):
-            return web.Response(status=503 if fault == "unavailable" else 500, body=ERROR)
+        if fault in ERRORS:
+            status, code = ERRORS[fault]
+            return web.Response(status=status, text=ERROR.format(code))
         try:
             body = await request.read()
         except ConnectionError:  # who asked was killed

@@ -159,20 +159,38 @@ def test_a_mark_that_was_left_behind_counts_for_a_time(
     for key in (a, b):
         world.bucket.put(key, data, "x")
         hashed(key, settings)
-    (entry,) = (
-        key
-        for key, _ in world.bucket.keys(f"{PREFIX}{hashlib.sha256(data).hexdigest()}/")
-        if key.endswith("a.wav")
-    )
-    content = world.bucket.get(entry)
+    index = f"{PREFIX}{hashlib.sha256(data).hexdigest()}.json"
+    content = world.bucket.get(index)
     assert content is not None
-    marked = json.loads(content[0]) | {"leaving": "another job", "leaving_since": 4e9}
-    world.bucket.put(entry, json.dumps(marked).encode(), "x")
+    entries = json.loads(content[0])
+
+    def mark(since: float) -> None:
+        marked = entries[a] | {"leaving": "another job", "leaving_since": since}
+        world.bucket.put(index, json.dumps(entries | {a: marked}).encode(), "x")
+
+    mark(since=4e9)
     assert delete(a, settings) == "storage_unavailable"
     assert delete(b, settings) == "last_known_copy", "a copy that leaves does not count"
-    world.bucket.put(entry, json.dumps(marked | {"leaving_since": 1.0}).encode(), "x")
+    mark(since=1.0)
     assert delete(a, settings) == "SUCCESS"
-    assert not list(world.bucket.keys(entry))
+    content = world.bucket.get(index)
+    assert content is not None
+    assert list(json.loads(content[0])) == [b]
+
+
+def test_a_hash_that_nothing_has_any_more_is_not_in_the_index(
+    world: World, settings: Settings, folder: str
+) -> None:
+    """Its last copy was deleted by hand, and a duplicate job finds it gone."""
+    data = os.urandom(500)
+    sha256 = hashlib.sha256(data).hexdigest()
+    key = f"{folder}/a.wav"
+    world.bucket.put(key, data, "x")
+    hashed(key, settings)
+    assert world.bucket.exists(f"{PREFIX}{sha256}.json")
+    world.bucket.delete(key)
+    assert delete(key, settings, sha256) == "SUCCESS"
+    assert not world.bucket.exists(f"{PREFIX}{sha256}.json")
 
 
 def test_the_index_of_an_older_bucket(world: World, settings: Settings, folder: str) -> None:

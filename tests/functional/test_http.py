@@ -47,10 +47,8 @@ def server(*answers: bytes, tls: ssl.SSLContext | None = None) -> Iterator[tuple
 
 def test_requests_and_answers_on_one_connection() -> None:
     """With and without a body, whose length is told or which comes in chunks."""
-    chunks = (
-        OK
-        + b"Transfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nT: 1\r\n\r\n"
-    )
+    chunks = b"3;x=y\r\nabc\r\nA\r\n0123456789\r\n0\r\nT: 1\r\n\r\n"
+    chunked = OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunks
     told = OK + b'ETag: "1"\r\ncontent-length:  5\r\n\r\nhello'
     none = b"HTTP/1.1 404 \r\nContent-Length: 0\r\n\r\n"
     with server(told, chunked, none) as (port, came):

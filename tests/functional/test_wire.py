@@ -48,7 +48,7 @@ def faulty(world: World, *faults: Fault | None) -> Iterator[tuple[Bucket, list[A
 
 @pytest.mark.parametrize("key", ["wire/a.wav", "wire/ä ö+&=?#%41~.wav", "wire/[1] 'x'.wav"])
 def test_objects_come_and_go_without_boto3(world: World, key: str) -> None:
-    """Written under a condition, read, listed: keys with any letters too."""
+    """Written under a condition and read: keys with any letters too."""
     bucket, _ = wired(world)
     etag = bucket.put_if(key, BODY, "audio/wav", None)
     assert etag is not None
@@ -61,32 +61,10 @@ def test_objects_come_and_go_without_boto3(world: World, key: str) -> None:
         etag,
     )
     assert bucket.get(key) == (BODY, etag)
-    assert dict(bucket.keys(key)) == {key: len(BODY)}
-    assert list(bucket.keys(key, key)) == []
     assert world.bucket.get(key) == (BODY, etag)
     stored = world.bucket.client.head_object(Bucket=world.bucket.name, Key=key)
     assert stored["ContentType"] == "audio/wav"
     world.bucket.delete(key)
-
-
-def test_a_long_list_is_left_to_boto3(world: World) -> None:
-    """What one answer does not tell of completely is asked for in pages."""
-    for number in range(3):
-        world.bucket.put(f"wire/long/{number}", b"", "x")
-    client = world.bucket.client
-    _, wire = wired(world)
-
-    class Short(Wire):
-        def keys(self, prefix: str, after: str) -> list[tuple[str, int]] | None:
-            assert super().keys(prefix, after) is not None
-            return None
-
-    wire.__class__ = Short
-    try:
-        bucket = Bucket(client, world.bucket.name, wire)
-        assert [key for key, _ in bucket.keys("wire/long/")] == [f"wire/long/{n}" for n in range(3)]
-    finally:
-        wire.__class__ = Wire
 
 
 def test_an_empty_object_and_a_missing_one(world: World) -> None:
@@ -128,6 +106,17 @@ def test_a_lost_answer_to_a_condition_looks_like_a_lost_race(world: World) -> No
         assert bucket.put_if("wire/lost", b"mine", "x", None) is None
     assert world.bucket.get("wire/lost") is not None
     world.bucket.delete("wire/lost")
+
+
+def test_writes_under_a_condition_at_the_same_moment_are_made_again(world: World) -> None:
+    """S3 says that nothing was decided; only who gets that again and again gives up."""
+    with faulty(world, "conflict", "conflict") as (bucket, asked):
+        assert bucket.put_if("wire/conflict", b"mine", "x", None) is not None
+        assert len(asked) == 3
+    with faulty(world, *["conflict"] * 9) as (bucket, _), pytest.raises(JobError) as error:
+        bucket.put_if("wire/conflict", b"mine", "x", None)
+    assert error.value.code is ErrorCode.STORAGE_UNAVAILABLE
+    world.bucket.delete("wire/conflict")
 
 
 SUMS = {
@@ -193,7 +182,7 @@ def test_connections_are_kept(
         opened.clear()
         for _ in range(3):
             bucket.hash("wire/kept")
-            list(bucket.keys("wire/none/"))
+            bucket.put_if("wire/kept", b"", "x", '"0123"')
             bucket.put_if("wire/kept", b"", "x", None)
         assert len(opened) == 1
         with (tmp_path / "file").open("wb") as file, pytest.raises(JobError):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from waveflow_ray.aws.copies import Copies
+from waveflow_ray.aws.copies import MOST_ENTRIES, PREFIX, Copies
 from waveflow_ray.aws.s3 import Download
 from waveflow_ray.errors import ErrorCode, JobError
 from waveflow_ray.jobs import duplicate
@@ -97,10 +98,6 @@ class FakeBucket:
     def get(self, key: str) -> tuple[bytes, str] | None:
         self._request()
         return (self.objects[key], self._etag(key)) if key in self.objects else None
-
-    def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
-        self._request()
-        yield from [(k, len(v)) for k, v in sorted(self.objects.items()) if k.startswith(prefix)]
 
     def put_if(self, key: str, body: bytes, _type: str, etag: str | None) -> str | None:
         self._request()
@@ -214,6 +211,40 @@ def test_a_job_that_died_anywhere_is_done_again() -> None:
         duplicate.run(job, work_on(bucket))
         assert "a" not in bucket.objects
         assert bucket.objects["b"] == DATA
-        entries = [key for key in bucket.objects if key.startswith("_waveflow/")]
-        assert [key.rpartition("/")[2] for key in entries] == ["b"]
+        assert list(json.loads(bucket.objects[f"{PREFIX}{SHA256}.json"])) == ["b"]
     assert not died, "the last round has no death: all requests were tried"
+
+
+def test_files_with_the_same_bytes_hashed_at_once_are_all_known() -> None:
+    """Each is noted, and each knows those that were noted before it."""
+    keys = ["a", "b", "c", "d"]
+    for seed in range(50):
+        bucket = FakeBucket(schedule := Schedule(seed))
+        told: dict[str, list[str]] = {}
+
+        def do(key: str, bucket: FakeBucket = bucket, told: dict[str, list[str]] = told) -> None:
+            bucket.objects[key] = DATA
+            job = HashJob(job_id=key, stemId="s", filepath=key)
+            told[key] = hashing.run(job, work_on(bucket))["known_copies"]
+
+        schedule.run(*(lambda key=key: do(key) for key in keys))
+        noted = list(json.loads(bucket.objects[f"{PREFIX}{SHA256}.json"]))
+        assert sorted(noted) == keys
+        assert told == {key: noted[:index] for index, key in enumerate(noted)}
+
+
+def test_a_sound_that_everybody_uploads_makes_no_endless_entry() -> None:
+    """The first are known, and any other can be deleted; what is gone makes room."""
+    bucket = FakeBucket()
+    hashed(bucket, *(f"{number}.wav" for number in range(MOST_ENTRIES + 2)))
+    index = f"{PREFIX}{SHA256}.json"
+    assert len(json.loads(bucket.objects[index])) == MOST_ENTRIES
+    last = f"{MOST_ENTRIES + 1}.wav"
+    job = DuplicateJob(job_id="d", stemId="s", filepath=last, audio_hash=SHA256)
+    duplicate.run(job, work_on(bucket))
+    assert last not in bucket.objects
+    del bucket.objects["0.wav"]
+    hashed(bucket, "new.wav")
+    assert len(entries := json.loads(bucket.objects[index])) == MOST_ENTRIES
+    assert "new.wav" in entries
+    assert "0.wav" not in entries

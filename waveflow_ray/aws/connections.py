@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError
 from botocore.httpsession import get_cert_path
 
 from waveflow_ray.aws.http import Connection, Response
-from waveflow_ray.aws.signing import Keys, query_string, signed
+from waveflow_ray.aws.signing import Keys, signed
 
 KEPT_S = 4.0
 """S3 closes idle connections after some seconds; we are first."""
@@ -78,8 +78,7 @@ class Connections:
         self,
         method: str,
         path: str,
-        query: list[tuple[str, str]] | None = None,
-        headers: dict[str, str] | None = None,
+        headers: dict[str, str],
         body: bytes = b"",
         usual: Collection[int] = (),
     ) -> tuple[Response, Connection] | None:
@@ -91,22 +90,18 @@ class Connections:
         """
         if self._clock() < self._off_until:
             return None
-        text = query_string(query or [])
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        given = {"host": self._host, "user-agent": AGENT, **(headers or {})}
+        given = {"host": self._host, "user-agent": AGENT, **headers}
         try:
             found = self._credentials.get_frozen_credentials()
             keys = Keys(found.access_key, found.secret_key, found.token)
-            all_headers = signed(
-                method, path, text, given, keys, self._region, now, body, self._service
-            )
+            all_headers = signed(method, path, given, keys, self._region, now, body, self._service)
             if method != "GET":
                 all_headers["content-length"] = str(len(body))
-            target = f"{path}?{text}" if text else path
             while True:
                 connection, fresh = self._connection()
                 try:
-                    response = connection.ask(method, target, all_headers, body)
+                    response = connection.ask(method, path, all_headers, body)
                     break
                 except BaseException as error:  # the time limit of a job, too
                     connection.close()

@@ -32,10 +32,9 @@ class Response:
         self.status = status
         self.headers = headers
         self._connection = connection
-        self._chunked = headers.get("transfer-encoding", "").lower() == "chunked"
-        length = headers.get("content-length", "")
-        self.left = int(length) if length.isdigit() and not self._chunked else None
-        if self.left is None and not self._chunked:
+        coding, length = headers.get("transfer-encoding"), headers.get("content-length", "")
+        self.left = int(length) if length.isdigit() and coding is None else None
+        if self.left is None and coding != "chunked":
             raise HTTPException(f"a body of unknown length, status {status}")
 
     def read(self, size: int) -> bytes:
@@ -56,8 +55,8 @@ class Response:
         Raises:
             OSError, HTTPException: it does not come completely.
         """
-        if not self._chunked:
-            content = self.read(self.left or 0)
+        if self.left is not None:
+            content = self.read(self.left)
             if self.left:
                 raise IncompleteRead(content, self.left)
             return content

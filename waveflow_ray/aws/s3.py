@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1024 * 1024
 READ_TRIES = 3
+WRITE_TRIES = 5
 MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
 PRECONDITION_FAILED = frozenset({"412", "PreconditionFailed"})
+CONFLICT = frozenset({"409", "ConditionalRequestConflict"})
+"""Of conditional writes at the same moment: S3 says that they are to be made again."""
 COMPARED_BY_BOTO3 = ("CRC32", "SHA1", "SHA256")
 """Checksums that it compares by itself with what comes."""
 
@@ -181,11 +184,6 @@ class Bucket:
 
     def keys(self, prefix: str, after: str = "") -> Iterator[tuple[str, int]]:
         """Keys that begin with `prefix` and come behind `after`, in their order; with sizes."""
-        if self._wire is not None:
-            few = self._wire.keys(prefix, after)
-            if few is not None:
-                yield from few
-                return
         with faults(prefix):
             pages = self.client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.name, Prefix=prefix, StartAfter=after
@@ -216,15 +214,17 @@ class Bucket:
                 return answer[1] if answer[0] == 200 else None
         condition: Any = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         with faults(key):
-            try:
-                response = self.client.put_object(
-                    Bucket=self.name, Key=key, Body=body, ContentType=content_type, **condition
-                )
-            except ClientError as error:
-                if _code(error) in PRECONDITION_FAILED | MISSING:
-                    return None
-                raise
-        return response["ETag"]
+            for last in (*[False] * (WRITE_TRIES - 1), True):
+                try:
+                    return self.client.put_object(
+                        Bucket=self.name, Key=key, Body=body, ContentType=content_type, **condition
+                    )["ETag"]
+                except ClientError as error:
+                    if _code(error) in PRECONDITION_FAILED | MISSING:
+                        return None
+                    if last or _code(error) not in CONFLICT:
+                        raise
+        raise AssertionError("unreachable")
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is gone already is fine."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
@@ -26,11 +26,6 @@ class Keys:
     token: str | None = None
 
 
-def query_string(parameters: Sequence[tuple[str, str]]) -> str:
-    """A query in the order and the spelling that the signature is made of."""
-    return "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in sorted(parameters))
-
-
 def encoded_path(key: str) -> str:
     """The path of an object, as it is sent and signed."""
     return "/" + quote(key, safe="/-._~")
@@ -39,7 +34,6 @@ def encoded_path(key: str) -> str:
 def signed(
     method: str,
     path: str,
-    query: str,
     headers: Mapping[str, str],
     keys: Keys,
     region: str,
@@ -49,9 +43,10 @@ def signed(
 ) -> dict[str, str]:
     """The headers to send: those given, which are signed all, and those of the signature.
 
+    For requests without a query.
+
     Args:
         path: percent-encoded, as it is sent.
-        query: see `query_string`.
         headers: with ``host``; names in lower case.
         when: UTC as ``20261125T101500Z``.
     """
@@ -62,7 +57,7 @@ def signed(
     names = sorted(all_headers)
     lines = "".join(f"{name}:{all_headers[name].strip()}\n" for name in names)
     signed_names = ";".join(names)
-    request = f"{method}\n{path}\n{query}\n{lines}\n{signed_names}\n{digest}"
+    request = f"{method}\n{path}\n\n{lines}\n{signed_names}\n{digest}"
     scope = f"{when[:8]}/{region}/{service}/aws4_request"
     summary = hashlib.sha256(request.encode()).hexdigest()
     text = f"AWS4-HMAC-SHA256\n{when}\n{scope}\n{summary}"

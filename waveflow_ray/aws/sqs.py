@@ -214,8 +214,8 @@ class Queue:
             sent = self._connections.send(
                 "POST",
                 "/",
-                headers={"content-type": JSON, "x-amz-target": f"AmazonSQS.{operation}"},
-                body=json.dumps(parameters).encode(),
+                {"content-type": JSON, "x-amz-target": f"AmazonSQS.{operation}"},
+                json.dumps(parameters).encode(),
             )
             content = None if sent is None else self._connections.rest(*sent)
             if sent is not None and content is not None and sent[0].status == 200:

@@ -8,8 +8,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from typing import Any
-from urllib.parse import unquote_plus
-from xml.etree import ElementTree
 
 from anycrc import Model
 from botocore.exceptions import ReadTimeoutError, ResponseStreamingError
@@ -146,49 +144,13 @@ class Wire:
             return response.status, etag
         return None
 
-    def keys(self, prefix: str, after: str) -> list[tuple[str, int]] | None:
-        """Keys and sizes below a prefix, if one answer tells of all."""
-        query = [("list-type", "2"), ("prefix", prefix), ("encoding-type", "url")]
-        sent = self._send("GET", "", [*query, ("start-after", after)] if after else query)
-        if sent is None:
-            return None
-        response, connection = sent
-        content = self._connections.rest(response, connection)
-        if response.status != 200 or content is None:
-            return None
-        try:
-            return _listed(content)
-        except (ElementTree.ParseError, KeyError, ValueError):
-            return None
-
     def _send(
         self,
         method: str,
         key: str,
-        query: list[tuple[str, str]] | None = None,
-        headers: dict[str, str] | None = None,
+        headers: dict[str, str],
         body: bytes = b"",
     ) -> tuple[Response, Connection] | None:
         path = self._folder + encoded_path(key)
         usual = (NOTHING_THERE, CONDITION_FAILED)
-        return self._connections.send(method, path, query, headers, body, usual)
-
-
-def _listed(content: bytes) -> list[tuple[str, int]] | None:
-    """The entries of an answer in XML; None if there are more."""
-    entries: list[dict[str, str]] = []
-    facts: dict[str, str] = {}
-    for element in ElementTree.fromstring(content):
-        if _name(element) == "Contents":
-            entries.append({_name(part): part.text or "" for part in element})
-        else:
-            facts[_name(element)] = element.text or ""
-    if facts["IsTruncated"] != "false":
-        return None
-    plain = unquote_plus if facts.get("EncodingType") == "url" else str
-    return [(plain(entry["Key"]), int(entry["Size"])) for entry in entries]
-
-
-def _name(element: ElementTree.Element) -> str:
-    """Without its namespace."""
-    return element.tag.rpartition("}")[2]
+        return self._connections.send(method, path, headers, body, usual)

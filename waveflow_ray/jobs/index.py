@@ -76,7 +76,7 @@ def index_bucket(
 
     def add(key: str) -> int:
         found = bucket.hash(key)
-        copies.note(key, found, by="index")
+        copies.record(key, found, by="index")
         return found.size
 
     with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
