@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -85,6 +86,7 @@ class IngressActor:
 
     async def _run(self, replaces: str | None) -> None:
         await self._reporters_are_well()
+        gc.freeze()  # see the reporter
         if replaces is None:
             self._beside = [asyncio.create_task(self._executor.warm_up())]
         else:

@@ -4,6 +4,7 @@ work needs: that is imported where it is done.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -81,6 +82,7 @@ def warm_up(settings: Settings, waits_for: list[Any]) -> Iterator[None]:
     from waveflow_ray.runtime import light  # noqa: F401 # with all that jobs need, but mixes
 
     bucket_of(settings)
+    gc.freeze()  # see the reporter
     yield
     if waits_for:
         ray.wait(waits_for)
