@@ -61,6 +61,9 @@ def test_objects_come_and_go_without_boto3(world: World, key: str) -> None:
         etag,
     )
     assert bucket.get(key) == (BODY, etag)
+    head = bucket.head(key, 100)
+    assert (head.body, head.size, head.etag) == (BODY[:100], len(BODY), etag)
+    assert bucket.read(key, 5000, 2_000_000, etag) == BODY[5000:2_000_000]
     assert world.bucket.get(key) == (BODY, etag)
     stored = world.bucket.client.head_object(Bucket=world.bucket.name, Key=key)
     assert stored["ContentType"] == "audio/wav"
@@ -76,6 +79,7 @@ def test_an_empty_object_and_a_missing_one(world: World) -> None:
         s3_wire(REGION, world.aws.endpoint, world.bucket.name),
     )
     assert bucket.hash("wire/empty").size == 0
+    assert bucket.head("wire/empty", 100).size == 0
     assert bucket.get("wire/nowhere") is None
     with pytest.raises(JobError) as error:
         bucket.hash("wire/nowhere")
@@ -89,6 +93,23 @@ def test_whatever_goes_wrong_boto3_tries_again(world: World, fault: Fault) -> No
     with faulty(world, fault) as (bucket, asked):
         assert bucket.hash("wire/fault.wav").sha256 == hashlib.sha256(BODY).hexdigest()
         assert len(asked) == 2
+
+
+@pytest.mark.parametrize("fault", ["drop", "unavailable", "error", "cut", "stall", "lose"])
+def test_bytes_of_an_object_that_do_not_come_are_asked_for_again(
+    world: World, fault: Fault
+) -> None:
+    """And they are never of another state of the object."""
+    world.bucket.put("wire/part.wav", BODY, "audio/wav")
+    etag = world.bucket.head("wire/part.wav", 10).etag
+    with faulty(world, fault) as (bucket, _):
+        assert bucket.read("wire/part.wav", 7, 1_700_000, etag) == BODY[7:1_700_000]
+    with faulty(world, fault) as (bucket, _):
+        assert bucket.head("wire/part.wav", 70_000).body == BODY[:70_000]
+    world.bucket.put("wire/part.wav", b"another" * 500_000, "audio/wav")
+    with faulty(world) as (bucket, _), pytest.raises(JobError) as error:
+        bucket.read("wire/part.wav", 7, 1_700_000, etag)
+    assert error.value.code is ErrorCode.STORAGE_UNAVAILABLE
 
 
 def test_after_a_fault_boto3_is_asked_first(world: World) -> None:

@@ -117,18 +117,21 @@ class Bucket:
 
     def head(self, key: str, count: int) -> Head:
         """The first `count` bytes of an object, or all if it has fewer."""
-        with faults(key):
-            try:
-                response = self.client.get_object(
-                    Bucket=self.name, Key=key, Range=f"bytes=0-{count - 1}"
-                )
-            except ClientError as error:
-                if _code(error) == "InvalidRange":  # an empty object has no first byte
-                    return Head(b"", 0, "")
-                raise
-            size = int(response.get("ContentRange", "/0").rpartition("/")[2] or 0)
-            body = response["Body"].read()
+
+        def read() -> Head:
+            with faults(key):
+                try:
+                    response = self._open(key, (0, count))
+                except ClientError as error:
+                    if _code(error) == "InvalidRange":  # an empty object has no first byte
+                        return Head(b"", 0, "")
+                    raise
+                size = int(response.get("ContentRange", "/0").rpartition("/")[2] or 0)
+                with _body_faults(key):
+                    body = response["Body"].read()
             return Head(body, size or response["ContentLength"], response["ETag"])
+
+        return _whole(read)
 
     def read(self, key: str, start: int, stop: int, etag: str) -> bytes:
         """Bytes of the object with that ETag; read again where they do not come completely.
@@ -139,9 +142,7 @@ class Bucket:
 
         def read() -> bytes:
             with faults(key):
-                response = self.client.get_object(
-                    Bucket=self.name, Key=key, Range=f"bytes={start}-{stop - 1}", IfMatch=etag
-                )
+                response = self._open(key, (start, stop), etag)
                 with _body_faults(key):
                     body = response["Body"].read()
             if len(body) != stop - start:
@@ -251,12 +252,20 @@ class Bucket:
         with faults(self.name):
             self.client.head_bucket(Bucket=self.name)
 
-    def _open(self, key: str) -> GetObjectOutputTypeDef:
+    def _open(
+        self, key: str, span: tuple[int, int] | None = None, etag: str | None = None
+    ) -> GetObjectOutputTypeDef:
+        """See `Wire.get`."""
         if self._wire is not None:
-            answer = self._wire.get(key)
+            answer = self._wire.get(key, span, etag)
             if answer is not None:
                 return cast("GetObjectOutputTypeDef", answer)
-        return self.client.get_object(Bucket=self.name, Key=key)
+        more: Any = {}
+        if span is not None:
+            more["Range"] = f"bytes={span[0]}-{span[1] - 1}"
+        if etag is not None:
+            more["IfMatch"] = etag
+        return self.client.get_object(Bucket=self.name, Key=key, **more)
 
     @contextmanager
     def _opened(self, key: str, max_bytes: int) -> Iterator[GetObjectOutputTypeDef]:

@@ -21,6 +21,7 @@ CRCS = {"CRC64NVME": ("CRC64-NVME", 8), "CRC32": ("CRC32", 4), "CRC32C": ("CRC32
 CHECKSUMS = (*CRCS, "SHA1", "SHA256")
 NOTHING_THERE = 404
 CONDITION_FAILED = 412
+NO_SUCH_RANGE = 416
 
 
 class _Crc:
@@ -90,7 +91,10 @@ class Body:
 
     def read(self) -> bytes:
         """All of it."""
-        return b"".join(self.iter_chunks(1 << 20))
+        content = b"".join(self.iter_chunks(1 << 20))
+        if self._response.left:
+            raise ResponseStreamingError(error=f"{self._response.left} bytes did not come")
+        return content
 
     def close(self) -> None:
         """Read no further."""
@@ -109,22 +113,39 @@ class Wire:
         self._connections = connections
         self._folder = folder
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """An object, as boto3's ``get_object`` answers."""
-        sent = self._send("GET", key, headers={"x-amz-checksum-mode": "ENABLED"})
+    def get(
+        self, key: str, span: tuple[int, int] | None = None, etag: str | None = None
+    ) -> dict[str, Any] | None:
+        """An object, or bytes of it, as boto3's ``get_object`` answers.
+
+        Args:
+            span: the first byte and the one behind the last.
+            etag: that it must have.
+        """
+        headers = {"x-amz-checksum-mode": "ENABLED"}
+        if span is not None:
+            headers = {"range": f"bytes={span[0]}-{span[1] - 1}"}
+        if etag is not None:
+            headers["if-match"] = etag
+        sent = self._send("GET", key, headers)
         if sent is None:
             return None
         response, connection = sent
-        headers = response.headers
-        if response.status != 200 or response.left is None or "etag" not in headers:
+        came = response.headers
+        if (
+            response.status != (200 if span is None else 206)
+            or response.left is None
+            or "etag" not in came
+        ):
             self._connections.rest(response, connection)
             return None
-        found = {name: headers.get(f"x-amz-checksum-{name.lower()}") for name in CHECKSUMS}
+        found = {name: came.get(f"x-amz-checksum-{name.lower()}") for name in CHECKSUMS}
         sums = {name: value for name, value in found.items() if value and "-" not in value}
         return {
             "ContentLength": response.left,
-            "ETag": headers["etag"],
-            "ServerSideEncryption": headers.get("x-amz-server-side-encryption"),
+            "ContentRange": came.get("content-range", ""),
+            "ETag": came["etag"],
+            "ServerSideEncryption": came.get("x-amz-server-side-encryption"),
             "Body": Body(response, connection, sums, self._connections.keep),
         }
 
@@ -152,5 +173,5 @@ class Wire:
         body: bytes = b"",
     ) -> tuple[Response, Connection] | None:
         path = self._folder + encoded_path(key)
-        usual = (NOTHING_THERE, CONDITION_FAILED)
+        usual = (NOTHING_THERE, CONDITION_FAILED, NO_SUCH_RANGE)
         return self._connections.send(method, path, headers, body, usual)
