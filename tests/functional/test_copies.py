@@ -218,6 +218,10 @@ def test_the_index_of_an_older_bucket(world: World, settings: Settings, folder: 
     assert index_bucket(world.bucket, copies, prefix=folder).objects == 0
     again = index_bucket(world.bucket, copies, prefix=folder, after="")
     assert (again.objects, again.last) == (30, keys[-1])
+    before = hashed(keys[2], settings, "h2")
+    assert len(before["known_copies"]) == 20
+    index_bucket(world.bucket, copies, prefix=folder, after="")
+    assert hashed(keys[2], settings, "h2") == before, "what a job told stays"
     assert delete(keys[0], settings) == "SUCCESS"
     assert len(hashed(keys[1], settings)["known_copies"]) == 20
 

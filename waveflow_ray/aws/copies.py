@@ -29,6 +29,8 @@ MOST_ENTRIES = 500
 TRIES = 100
 """Of writes that meet another's: one of those who write at the same time always succeeds."""
 TYPE = "application/json"
+INDEX = "index"
+"""In place of a job, where none asked."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Copy:
     Attributes:
         size: in bytes.
         etag: of the object when it was hashed.
-        by: fingerprint of the job that wrote this.
+        by: fingerprint of the job that wrote this, or `INDEX`.
         known_copies: other keys with the same bytes that were there at that time.
         leaving: fingerprint of the job that is about to delete the object, if any.
         leaving_since: when that began, seconds since 1970.
@@ -70,10 +72,14 @@ class Copies:
         self._mark_s = mark_s
         self._clock = clock
 
-    def record(self, key: str, found: Download, by: str) -> list[str]:
+    def record(self, key: str, found: Download, by: str | None) -> list[str]:
         """Note that a key has these bytes. Returns other keys that have them too, at most 20.
 
         The same job gets the same answer when it is done again.
+
+        Args:
+            by: fingerprint of the job. None if no job asks: then what a job noted stays, and no
+                other key is looked for.
 
         Raises:
             JobError: ``storage_unavailable``.
@@ -82,13 +88,13 @@ class Copies:
         etag: str | None = None  # most files are the first of their kind: written unread
         for _ in range(TRIES):
             before = entries.get(key)
-            if before is not None and before.by == by and before.etag == found.etag:
+            if before and before.etag == found.etag and by in (before.by, None):
                 return list(before.known_copies)
-            known, gone = self._looked_up(key, found, entries)
+            known, gone = self._looked_up(key, entries) if by else ([], set())
             if before is None or not self._is_marked(before):
                 rest = {other: copy for other, copy in entries.items() if other not in gone}
                 if key in rest or len(rest) < MOST_ENTRIES:
-                    rest[key] = Copy(found.size, found.etag, by, tuple(known))
+                    rest[key] = Copy(found.size, found.etag, by or INDEX, tuple(known))
                 if not self._write(found.sha256, rest, etag):
                     entries, etag = self._read(found.sha256)
                     continue
@@ -141,9 +147,7 @@ class Copies:
             if done:
                 return
 
-    def _looked_up(
-        self, key: str, found: Download, entries: Mapping[str, Copy]
-    ) -> tuple[list[str], set[str]]:
+    def _looked_up(self, key: str, entries: Mapping[str, Copy]) -> tuple[list[str], set[str]]:
         """Other keys that are there, at most 20; and those seen that are not, or are others."""
         known: list[str] = []
         gone: set[str] = set()

@@ -76,7 +76,7 @@ def index_bucket(
 
     def add(key: str) -> int:
         found = bucket.hash(key)
-        copies.record(key, found, by="index")
+        copies.record(key, found, by=None)
         return found.size
 
     with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
