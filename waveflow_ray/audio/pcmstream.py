@@ -58,6 +58,8 @@ class PcmStream:
     def _take(self, frames: memoryview) -> None:
         layout = self._layout
         frames = frames[: (layout.frames - self._frames) * layout.frame_bytes]
-        block = decode(frames, layout, numba=False)
-        self._frames += len(block)
-        self._meter.add(block)
+        self._frames += len(frames) // layout.frame_bytes
+        if layout.encoding == "PCM_24" and layout.channels <= 2 and not layout.big_endian:
+            self._meter.add_24_bits(frames, layout.channels)
+        else:
+            self._meter.add(decode(frames, layout, numba=False))

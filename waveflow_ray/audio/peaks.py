@@ -19,6 +19,8 @@ from waveflow_ray.audio.samples import Block
 
 DECIMALS = 4
 FULL_SCALE_INT16 = 32768
+STRETCH = 32 * 1024
+"""Frames at a time, so that the numbers between stay in the cache."""
 
 Mono = NDArray[np.int32] | NDArray[np.float32]
 
@@ -65,11 +67,26 @@ class PeakMeter:
         """Take in the next frames: int16 (full scale 32768) or float32 (full scale 1.0),
         ``(n, channels)``."""
         block = block[: self._end - self._at]
-        if not len(block):
-            return
-        mono = self._magnitude(block)
-        full_scale = FULL_SCALE_INT16 if block.dtype == np.int16 else 1.0
-        scale = 1.0 / (full_scale * block.shape[1])
+        if len(block):
+            full_scale = FULL_SCALE_INT16 if block.dtype == np.int16 else 1.0
+            self._take(self._magnitude(block), 1.0 / (full_scale * block.shape[1]))
+
+    def add_24_bits(self, data: memoryview, channels: int) -> None:
+        """Take in the next frames as they are in a WAV file of 24 bits: the same peaks as those of
+        float32, in half the time.
+
+        Args:
+            data: whole frames.
+            channels: 1 or 2.
+        """
+        size = 3 * channels
+        for start in range(0, len(data), STRETCH * size):
+            count = min(len(data) - start, STRETCH * size) // size
+            frames = data[start : start + min(count, self._end - self._at) * size]
+            if frames:
+                self._take(self._magnitude_24(frames, channels), 1.0 / (2**23 * channels))
+
+    def _take(self, mono: Mono, scale: float) -> None:
         size, at = self.bucket_frames, self._at
         self._at += len(mono)
         # The first part completes the bucket that the last block left open.
@@ -80,8 +97,7 @@ class PeakMeter:
         if whole:
             start = (at + first) // size
             body = mono[first : first + whole * size].reshape(whole, size)
-            # In float64, as below; a float32 product would make it depend on the block size.
-            self._peaks[start : start + whole] = body.max(axis=1).astype(np.float64) * scale
+            self._peaks[start : start + whole] = _scaled(body.max(axis=1), scale)
         if rest:
             self._raise_to((self._at - 1) // size, mono[-rest:], scale)
 
@@ -90,7 +106,7 @@ class PeakMeter:
         return self._peaks.copy()
 
     def _raise_to(self, bucket: int, mono: Mono, scale: float) -> None:
-        self._peaks[bucket] = max(self._peaks[bucket], float(mono.max()) * scale)
+        self._peaks[bucket] = max(self._peaks[bucket], float(_scaled(mono.max(), scale)))
 
     def _magnitude(self, block: Block) -> Mono:
         """Absolute sum of the channels, in a buffer that is used again: int32 or float32."""
@@ -110,16 +126,44 @@ class PeakMeter:
                 return np.absolute(total, out=total)
         else:
             total = self._buffer("sum", np.float32, count)
-        np.copyto(total, block[:, 0])
-        for channel in range(1, channels):
+        if channels == 1:
+            return np.absolute(block[:, 0], out=total, dtype=total.dtype)
+        np.add(block[:, 0], block[:, 1], out=total, dtype=total.dtype)
+        for channel in range(2, channels):
             np.add(total, block[:, channel], out=total)
         return np.absolute(total, out=total)
+
+    def _magnitude_24(self, frames: memoryview, channels: int) -> Mono:
+        """As `_magnitude`, of samples of 24 bits."""
+        size = 3 * channels
+        count = len(frames) // size
+        total, other = self._buffer("sum", np.int32, count), self._buffer("other", np.int32, count)
+        for channel, out in zip(range(channels), (total, other), strict=False):
+            # A sample is the upper three of four bytes. Of the first frame one would lie before it.
+            first = frames[3 * channel : 3 * channel + 3]
+            out[0] = int.from_bytes(first, "little", signed=True)
+            if count > 1:
+                four = np.ndarray(count - 1, "<i4", frames, size + 3 * channel - 1, (size,))
+                np.right_shift(four, 8, out=out[1:])
+        if channels == 2:
+            np.add(total, other, out=total)
+        np.absolute(total, out=total)
+        return total
 
     def _buffer(self, name: str, dtype: type[np.generic], count: int) -> NDArray[Any]:
         buffer = self._work.get(name)
         if buffer is None or len(buffer) < count or buffer.dtype != dtype:
             buffer = self._work[name] = np.empty(count, dtype)
         return buffer[:count]
+
+
+def _scaled(peaks: Any, scale: float) -> NDArray[np.float64]:
+    """Maxima of a bucket in float64, as a product in float32 would depend on the block size.
+
+    They are float32 before: so many digits the sum of two samples of float32 has as well.
+    """
+    scaled: NDArray[np.float64] = peaks.astype(np.float32).astype(np.float64) * scale
+    return scaled
 
 
 def bucket_frames(frames: int, num_peaks: int) -> int:
