@@ -95,6 +95,8 @@ class Row:
     reporters_ms: float
     ray_ms: float
     """CPU of the GCS and the raylet, for each job."""
+    workers_ms: float
+    """Of the processes that wait in place of the nodes: on them, it would be elsewhere."""
     busy: float
     """Part of this machine's CPU that was used."""
 
@@ -149,6 +151,7 @@ def throughput(aws: Store, hooks: Receiver, nodes: int, seconds: float) -> Row:
         used["ingress"],
         used["reporters"],
         used["ray"],
+        used["workers"],
         1 - idle / passed / (psutil.cpu_count() or 1),
     )
 
@@ -180,8 +183,8 @@ def _feed(queue: Queue, nodes: int, rate: float, stop: threading.Event) -> None:
 
 
 def _cpu() -> dict[str, float]:
-    """CPU seconds so far, of what does not grow with the nodes."""
-    used = {"ingress": 0.0, "reporters": 0.0, "ray": 0.0}
+    """CPU seconds so far."""
+    used = {"ingress": 0.0, "reporters": 0.0, "ray": 0.0, "workers": 0.0}
     titles = {"ray::WaitingIngr": "ingress", "ray::ReporterAct": "reporters"}
     for process in psutil.Process().children(recursive=True):
         try:
@@ -189,9 +192,9 @@ def _cpu() -> dict[str, float]:
             times = process.cpu_times()
         except psutil.Error:
             continue
-        for start, name in titles.items():
-            if title.startswith(start):
-                used[name] += times.user + times.system
+        if title.startswith("ray::"):
+            name = next((name for start, name in titles.items() if title.startswith(start)), None)
+            used[name or "workers"] += times.user + times.system
         if "gcs_server" in title or "raylet/raylet" in title.split(" ")[0]:
             used["ray"] += times.user + times.system
     return used
@@ -219,12 +222,22 @@ def main() -> int:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return 0
     print(f"{machine()}; S3 and SQS: {backend}; jobs of {options.seconds:g} s\n")
-    heads = "nodes", "jobs/s", "of linear", "ingress", "reporters", "GCS and raylet", "machine busy"
+    heads = (
+        "nodes",
+        "jobs/s",
+        "of linear",
+        "ingress",
+        "reporters",
+        "GCS and raylet",
+        "workers",
+        "busy",
+    )
     print(f"CPU in ms for each job\n\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}")
     for r in rows:
         print(
             f"| {r.nodes} | {r.jobs_per_s:.0f} | {r.of_linear:.2f} | {r.ingress_ms:.2f} | "
-            f"{r.reporters_ms:.2f} | {r.ray_ms:.2f} | {r.busy:.0%} |"
+            f"{r.reporters_ms:.2f} | {r.ray_ms:.2f} | "
+            f"{r.workers_ms:.2f} | {r.busy:.0%} |"
         )
     return 0
 

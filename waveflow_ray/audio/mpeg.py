@@ -34,6 +34,9 @@ _RATE_DIVISOR = {3: 1, 2: 2, 0: 4}
 """By the version bits: MPEG-1, MPEG-2, MPEG-2.5."""
 _SAME_STREAM = 0xFFFE0C00
 """Header bits that stay the same within a stream: sync, version, layer, sample rate."""
+_OF_SIZE = 0xFFFEFE00
+"""Those and the others that tell how long a frame is."""
+_WORD = struct.Struct(">I")
 _TRAILERS = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 
 
@@ -104,9 +107,8 @@ def skip_id3(head: bytes) -> int:
 
 def frame_header(data: bytes, at: int = 0) -> FrameHeader | None:
     """The frame header at `at`, or None if there is none there."""
-    # The last eight bits and the CRC bit say nothing of size: fewer words to remember.
     word = int.from_bytes(data[at : at + 4], "big")
-    return _header(word & 0xFFFEFE00) if len(data) >= at + 4 else None
+    return _header(word & _OF_SIZE) if len(data) >= at + 4 else None
 
 
 def find_frames(data: bytes, limit: int, in_a_row: int = 3) -> int:
@@ -155,20 +157,24 @@ def survey_mpeg(fd: int, start: int, size: int) -> MpegSurvey | None:
         first_start = start + offset
     count = 0
     base, cut, gaps = start, False, 0
+    lengths: dict[int, int] = {}  # in bytes, by what of a header tells them; 0: none of this stream
     while gaps <= MAX_GAPS:
         if offset + 4 > len(data):
             base, offset = base + offset, 0
             data = os.pread(fd, CHUNK_BYTES, base)
             if len(data) < 4:
                 break
-        word = int.from_bytes(data[offset : offset + 4], "big")
-        header = _header(word & 0xFFFEFE00) if word & _SAME_STREAM == kind else None
-        if header is not None:
-            if base + offset + header.length > size:
+        (word,) = _WORD.unpack_from(data, offset)
+        length = lengths.get(word & _OF_SIZE)
+        if length is None:
+            header = _header(word & _OF_SIZE) if word & _SAME_STREAM == kind else None
+            length = lengths[word & _OF_SIZE] = 0 if header is None else header.length
+        if length:
+            if base + offset + length > size:
                 cut = True
                 break
             count += 1
-            offset += header.length
+            offset += length
             continue
         base, offset = base + offset, 0
         data = os.pread(fd, CHUNK_BYTES, base)
@@ -205,7 +211,7 @@ def _xing_frame(kind: int, like: bytes, count: int) -> bytes:
     channel_mode = like[3] & 0xC0
     # No CRC, the ninth bit rate (128 or 80 kbit/s: long enough), no padding.
     word = kind | 0x00010000 | 9 << 12 | channel_mode
-    header = _header(word & 0xFFFEFE00)
+    header = _header(word & _OF_SIZE)
     assert header is not None
     side_bytes = {(True, False): 32, (False, True): 9}.get((header.mpeg1, channel_mode == 0xC0), 17)
     frame = word.to_bytes(4, "big") + bytes(side_bytes) + b"Xing" + struct.pack(">II", 1, count)
