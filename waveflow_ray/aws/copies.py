@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from waveflow_ray.aws.s3 import Bucket, Download
 from waveflow_ray.errors import ErrorCode, JobError
@@ -181,7 +181,7 @@ class Copies:
 
     def _write(self, sha256_hex: str, entries: Entries, etag: str | None) -> bool:
         """False if it was changed since it was read."""
-        fields = {key: asdict(copy) for key, copy in entries.items()}
+        fields = {key: vars(copy) for key, copy in entries.items()}
         body = json.dumps(fields, separators=(",", ":")).encode()
         return self._bucket.put_if(_name(sha256_hex), body, TYPE, etag) is not None
 

@@ -44,8 +44,8 @@ class Work:
         self.audio_s = 0.0
         self.cpu_s = 0.0  # of other processes that worked for this one
         # Light jobs share a process, each in a thread of its own.
-        alone = threading.current_thread() is threading.main_thread()
-        self._cpu_clock = time.process_time if alone else time.thread_time
+        self._alone = threading.current_thread() is threading.main_thread()
+        self._cpu_clock = time.process_time if self._alone else time.thread_time
         self._cpu_began = self._cpu_clock()
         self.notes: dict[str, Any] = {}
 
@@ -75,7 +75,7 @@ class Work:
             bytes_in=self.bytes_in,
             bytes_out=self.bytes_out,
             audio_s=self.audio_s,
-            peak_memory_mb=peak_memory_mb(),
+            peak_memory_mb=peak_memory_mb() if self._alone else highest_memory_mb(),
             node=platform.node(),
             cpu_s=self.cpu_s + self._cpu_clock() - self._cpu_began,
         )
@@ -158,4 +158,9 @@ def peak_memory_mb() -> float:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return round(int(line.split()[1]) / 1024, 1)
+    return highest_memory_mb()
+
+
+def highest_memory_mb() -> float:
+    """Highest resident memory of this process since its start, in MB; it costs less to ask for."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
