@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waveflow_ray.audio.decode import AudioReader
+from waveflow_ray.audio.pcm import STRETCH
 from waveflow_ray.audio.samples import Block
 
 DECIMALS = 4
 FULL_SCALE_INT16 = 32768
-STRETCH = 32 * 1024
-"""Frames at a time, so that the numbers between stay in the cache."""
 
 Mono = NDArray[np.int32] | NDArray[np.float32]
 
@@ -80,11 +79,10 @@ class PeakMeter:
             channels: 1 or 2.
         """
         size = 3 * channels
+        data = data[: (self._end - self._at) * size]
         for start in range(0, len(data), STRETCH * size):
-            count = min(len(data) - start, STRETCH * size) // size
-            frames = data[start : start + min(count, self._end - self._at) * size]
-            if frames:
-                self._take(self._magnitude_24(frames, channels), 1.0 / (2**23 * channels))
+            mono = self._magnitude_24(data[start : start + STRETCH * size], channels)
+            self._take(mono, 1.0 / (2**23 * channels))
 
     def _take(self, mono: Mono, scale: float) -> None:
         size, at = self.bucket_frames, self._at

@@ -214,8 +214,9 @@ class Bucket:
             if answer is not None:
                 return answer[1] if answer[0] == 200 else None
         condition: Any = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        tries = WRITE_TRIES
         with faults(key):
-            for last in (*[False] * (WRITE_TRIES - 1), True):
+            while True:
                 try:
                     return self.client.put_object(
                         Bucket=self.name, Key=key, Body=body, ContentType=content_type, **condition
@@ -223,9 +224,9 @@ class Bucket:
                 except ClientError as error:
                     if _code(error) in PRECONDITION_FAILED | MISSING:
                         return None
-                    if last or _code(error) not in CONFLICT:
+                    tries -= 1
+                    if _code(error) not in CONFLICT or not tries:
                         raise
-        raise AssertionError("unreachable")
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is gone already is fine."""
